@@ -1,0 +1,1 @@
+"""Everything that computes or learns. Pure: no I/O, clock, logging, asyncio; knows only `schemas`."""

@@ -6,7 +6,8 @@ so that neither the substrate knows what a fold computes nor a fold where its re
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 CONTENT_ARROW = "application/vnd.apache.arrow.stream"
 CONTENT_JSON = "application/json"
@@ -25,6 +26,8 @@ class LogRecord(NamedTuple):
     key: str
     value: bytes
     content_type: str = CONTENT_JSON
+    id: str = ""
+    """`ce_id` header: names a fact; the first content of an id wins. Empty when the header is missing."""
 
 
 class Result(NamedTuple):
