@@ -1,12 +1,13 @@
 """What every level's fold has in common: log time, seconds, configuration, dispatch, refusals.
 
-A level subclasses `BaseFold`, fills `handlers` and overrides the hooks. The base keeps the law of folds for what is
-its own: log time is the running maximum of `at_ms`; results come only while a record is applied; `on_second` is
-called by the first record past each second of log time, *before* that record is taken.
+A level subclasses `BaseFold`, fills `handlers` and overrides the hooks. The base keeps the law of folds for
+what is its own: log time is the running maximum of `at_ms`; results come only while a record is applied;
+`on_second` is called by the first record past each second of log time, *before* that record is taken.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -24,10 +25,10 @@ from schemas.topics import DEAD_LETTERS, ce_type
 Handler = Callable[[LogRecord, Any], None]
 
 
-class BaseFold:
+class BaseFold(ABC):
     """One partition of one level's log.
 
-    Parameters: `topic` (registry name), `partition`, `partitions` (topic -> count, to name partitions of results).
+    Parameters: `topic` (registry name), `partition`, `partitions` (topic -> count).
     """
 
     level: ClassVar[str] = ""
@@ -95,10 +96,10 @@ class BaseFold:
             return
         handler(record, decode(KINDS[record.type], record.value))
 
-    def on_second(self, second: int, before: int) -> None:
-        """Log time has passed `second` (Unix s); the last call was for `before` (0: the first record of all)."""
+    def on_second(self, second: int, before: int) -> None:  # noqa: B027 - a hook, not a duty
+        """Log time has passed `second` (Unix s); the last call was for `before` (0: the first record)."""
 
-    def on_config(self, item: ConfigObject, spec: Record | None) -> None:
+    def on_config(self, item: ConfigObject, spec: Record | None) -> None:  # noqa: B027 - a hook, not a duty
         """An object changed; `spec` is None when it was deleted. `limits` is already taken."""
 
     # -- configuration ---------------------------------------------------------------------------------------
@@ -140,13 +141,13 @@ class BaseFold:
             offset=record.offset,
             at_s=self.log_ms / 1000,
             type=record.type[:200],
-            reason=refused.reason,  # type: ignore[arg-type]
+            reason=refused.reason,
             field=refused.field,
             value=refused.value,
             remedy=refused.remedy,
             rows=None if rows is None else list(rows),
             rows_refused=count,
-            **dead_data(record.value),  # type: ignore[arg-type]
+            **dead_data(record.value),
         )
         name = f"{self.source}/{record.offset}"
         self.emit_record(DEAD_LETTERS, name, f"{name}/{refused.reason}/{refused.field}", letter)
@@ -224,13 +225,13 @@ class BaseFold:
         self._out = []
         self.restore(state["own"], version)
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """The level's own state as plain values and numpy arrays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, state: dict[str, Any], version: int) -> None:
         """Replaces the level's own state; `self.config` is already restored."""
-        raise NotImplementedError
 
     def metrics(self) -> dict[str, float]:
         """See schemas.log.Fold."""

@@ -60,6 +60,7 @@ def unpack(
         raise CheckpointMismatch(f"this checkpoint is of {found}, not of {(level, topic, partition)}")
     if version not in versions:
         raise CheckpointMismatch(
-            f"checkpoint format {version}; this version reads {versions}: replay from the log, or run the version that wrote it"
+            f"checkpoint format {version}; this version reads {versions}: "
+            "replay from the log, or run the version that wrote it"
         )
     return version, state

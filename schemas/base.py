@@ -40,7 +40,8 @@ R = TypeVar("R", bound=type[Record])
 
 def register(cls: R) -> R:
     """Class decorator: puts a record class into `KINDS` under its kind."""
-    assert cls.kind and ce_type(cls.kind) not in KINDS, cls
+    assert cls.kind, cls
+    assert ce_type(cls.kind) not in KINDS, cls
     KINDS[ce_type(cls.kind)] = cls
     return cls
 
