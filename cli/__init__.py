@@ -1,0 +1,1 @@
+"""`fleetloop`: one command for everything. Wires packages together; computes nothing itself."""

@@ -1,0 +1,94 @@
+"""What every command shares: output for people or as JSON, errors as exit codes, tables.
+
+Exit codes: 0 done; 1 what was asked did not come out well; 2 wrong usage; 3 something outside cannot be reached or
+had; 4 input or settings are wrong. Data goes to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, NoReturn
+
+import typer
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.table import Table
+
+from schemas.errors import FleetloopError, InvalidInput, SettingsError, UnavailableError
+
+EXIT_FAILED = 1
+EXIT_UNAVAILABLE = 3
+EXIT_INPUT = 4
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def emit(value: object, as_json: bool, human: Callable[[], None]) -> None:
+    """Prints `value` as JSON on stdout, or calls `human`."""
+    if as_json:
+        print(json.dumps(value, indent=2, default=str))
+    else:
+        human()
+
+
+def table(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], empty: str) -> None:
+    """A table of rows by column name; `empty` is said where there are none."""
+    names = list(columns)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        grid.add_column(name, overflow="fold")
+    count = 0
+    for row in rows:
+        grid.add_row(*(cell(row.get(name)) for name in names))
+        count += 1
+    if count:
+        out.print(grid)
+    else:
+        err.print(empty)
+
+
+def cell(value: object) -> str:
+    """A value for people: unknown is `-`."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return str(value)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Says what is wrong and ends."""
+    err.print(f"[bold red]error:[/] {text}", highlight=False)
+    raise typer.Exit(code)
+
+
+def guarded(work: Callable[[], int | None]) -> None:
+    """Runs a command's work and turns our exceptions into messages and exit codes."""
+    try:
+        code = work()
+    except UnavailableError as error:
+        fail(str(error), EXIT_UNAVAILABLE)
+    except KafkaError as error:
+        fail(f"Kafka: {error}: is FLEETLOOP_BOOTSTRAP_SERVERS right and the broker up?", EXIT_UNAVAILABLE)
+    except (InvalidInput, SettingsError) as error:
+        fail(str(error), EXIT_INPUT)
+    except FleetloopError as error:
+        fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if code:
+        raise typer.Exit(code)
+
+
+def run(work: Coroutine[Any, Any, int | None]) -> None:
+    """`guarded` for a coroutine."""
+    guarded(lambda: asyncio.run(work))
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching stdout."""
+    return sys.stdout.isatty()

@@ -1,0 +1,113 @@
+"""`fleetloop demo`: a real Kafka, a simulated fleet and the whole loop on this machine, shown live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.console import EXIT_FAILED, err, run
+
+SETTLE_FLEET_S = 40.0
+"""Fleet time after the last request within which every window must have closed and been billed."""
+SETTLE_WALL_S = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trace file (Azure LLM 2023 columns). Default: a synthetic fleet.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Copies of the trace; the fleet grows with it.", min=0.001)
+    ] = 1.0,
+    speed: Annotated[float, typer.Option(help="Fleet seconds per second.", min=0.1, max=100)] = 10.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Stop after so many fleet seconds. Default: the trace's end, or never.", min=1),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep the data folder (logs, Kafka's data).")] = False,
+) -> None:
+    """See Fleetloop work: starts Kafka, workers, views, an executor and a simulated fleet; Ctrl-C ends it all.
+
+    Without options it runs for ever at ten times life's speed: 4 pools on H100 and A100, 3 tenants, bursts, a slow
+    replica. With --trace a recorded trace drives it and a summary follows at the end.
+
+    Exit 0 only if every request that was sent was windowed and billed, or is in dead.letters. Uses the Kafka of
+    FLEETLOOP_BOOTSTRAP_SERVERS where that is set, else starts its own.
+    """
+    run(_demo(trace, scale, speed, duration, as_json, keep))
+
+
+async def _demo(
+    trace: Path | None, scale: float, speed: float, duration: float | None, as_json: bool, keep: bool
+) -> int:
+    from cli.watch import Watch
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    folder = Path(tempfile.mkdtemp(prefix="fleetloop-demo-"))
+    with ExitStack() as cleanup:
+        if not keep:
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        plan = await _start(cleanup, folder, trace, scale, speed, duration, stop)
+        if plan is None:
+            return 0
+        err.print(f"[bold]The page:[/] {plan.page}  (token for its buttons: {plan.token})")
+        err.print(f"Logs: {folder / 'logs'}. Fleet time runs at {speed:g}x. Ctrl-C ends everything.\n")
+        async with Watch(plan, as_json=as_json) as watch:
+            finite = trace is not None or duration is not None
+            ended = await watch.until_done(stop, finite=finite)
+            if not finite and not as_json:
+                return 0
+            complete = await watch.settle(stop if ended else None)
+            summary = await watch.summary()
+        if as_json:
+            print(json.dumps(summary, indent=2))
+        else:
+            watch.show_summary(summary)
+        if keep:
+            err.print(f"data kept in {folder}")
+        return 0 if complete and ended else EXIT_FAILED
+
+
+async def _start(
+    cleanup: ExitStack,
+    folder: Path,
+    trace: Path | None,
+    scale: float,
+    speed: float,
+    duration: float | None,
+    stop: asyncio.Event,
+) -> Any:
+    """Starts everything; gives the Plan, or None where Ctrl-C came first."""
+    from cli.plan import Plan, configure
+
+    plan = Plan.make(folder, trace, scale, speed, duration)
+    await asyncio.to_thread(plan.start_broker, cleanup, err.print)
+    if stop.is_set():
+        return None
+    err.print("creating topics and configuration")
+    await configure(plan)
+    err.print("starting workers, views, executor and the simulated fleet")
+    cleanup.callback(plan.stack.stop)
+    plan.start_processes()
+    return plan

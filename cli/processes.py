@@ -1,0 +1,215 @@
+"""The long-running processes: worker, views, simulate, export, execute."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.console import guarded, run
+
+Processes = Callable[[Any, Any, asyncio.Event], Awaitable[None]]
+exporters = typer.Typer(
+    no_args_is_help=True, help="Publish what a node, an engine, a gateway or a trace file has to say."
+)
+executors = typer.Typer(no_args_is_help=True, help="Carry out dispatched decisions on one kind of target.")
+DryRun = Annotated[bool, typer.Option(help="Say what would be done; change nothing.")]
+
+
+class Level(StrEnum):
+    """Levels of the loop."""
+
+    node = "node"
+    requests = "requests"
+    pool = "pool"
+    fleet = "fleet"
+    config = "config"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("worker")(worker)
+    app.command("views")(views)
+    app.command("simulate")(simulate)
+    app.add_typer(exporters, name="export")
+    app.add_typer(executors, name="execute")
+
+
+def serve(main: Processes) -> None:
+    """Runs an edge process until SIGINT or SIGTERM: settings and deployment are read, `stop` is set by the signal."""
+
+    async def work() -> None:
+        from streams.deployment import read_deployment
+        from streams.logs import configure_logs
+        from streams.settings import load_settings
+
+        settings = load_settings()
+        configure_logs(settings)
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await main(settings, await read_deployment(settings), stop)
+
+    run(work())
+
+
+def worker(
+    level: Annotated[
+        list[Level] | None, typer.Option(help="Only this level; may be repeated. Default: all.")
+    ] = None,
+) -> None:
+    """Run the loop: one process a level (node, requests, pool, fleet, config) under a supervisor.
+
+    Start it on as many machines as you like: Kafka's consumer groups share the partitions out.
+    """
+
+    def work() -> int:
+        from streams.settings import load_settings
+        from streams.supervisor import run_worker
+
+        return run_worker(load_settings(), [item.value for item in level or list(Level)])
+
+    guarded(work)
+
+
+def views() -> None:
+    """Serve the live page, JSON and metrics of current rows (http://127.0.0.1:6066 by default)."""
+
+    def work() -> None:
+        from streams.settings import load_settings
+        from views.app import run_views
+
+        run_views(load_settings())
+
+    guarded(work)
+
+
+def simulate(
+    scenario: Annotated[str, typer.Option(help="demo, trace, or a YAML file.")] = "demo",
+    trace: Annotated[
+        Path | None, typer.Option(help="Trace file (Azure LLM 2023 columns) that drives it.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Copies of the trace.", min=0.001)] = 1.0,
+    duration: Annotated[float | None, typer.Option(help="Only the trace's first seconds.")] = None,
+    port: Annotated[int, typer.Option(help="Control port on 127.0.0.1.", min=1, max=65535)] = 8801,
+) -> None:
+    """Run a simulated fleet that publishes and obeys through the same topics as a real one.
+
+    PUT requests on the control port need the token in FLEETLOOP_SIMULATOR_TOKEN.
+    """
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from simulator.process import SimulatorOptions, run_simulator
+        from simulator.scenario import load_scenario
+
+        chosen = load_scenario("trace" if trace is not None and scenario == "demo" else scenario)
+        if trace is not None:
+            chosen = chosen.for_trace(str(trace), scale, duration)
+        await run_simulator(settings, deployment, chosen, SimulatorOptions(port=port), stop)
+
+    serve(main)
+
+
+@exporters.command("nvml")
+def export_nvml(
+    mapping: Annotated[Path | None, typer.Option(help="YAML: replica -> pool, gpus.")] = None,
+    node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
+) -> None:
+    """Publish GPU samples of this host once a second (needs an NVIDIA driver)."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from exporters.nvml import NvmlOptions, run_nvml
+
+        await run_nvml(settings, deployment, NvmlOptions.of(mapping_file=mapping, node=node), stop)
+
+    serve(main)
+
+
+@exporters.command("engines")
+def export_engines(
+    target: Annotated[list[str], typer.Option(help="replica=http://host:port/metrics; may be repeated.")],
+    node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
+) -> None:
+    """Scrape vLLM engines once a second and publish their counters."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from exporters.engines import EngineOptions, run_engines
+
+        await run_engines(settings, deployment, EngineOptions.of(targets=target, node=node), stop)
+
+    serve(main)
+
+
+@exporters.command("intake")
+def export_intake(
+    host: Annotated[
+        str, typer.Option(help="Address. Beyond loopback FLEETLOOP_INTAKE_TOKEN is required.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8810,
+) -> None:
+    """Take request rows by HTTP: POST /v1/requests (JSON, NDJSON or Arrow)."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from exporters.intake import IntakeOptions, run_intake
+
+        await run_intake(settings, deployment, IntakeOptions.of(host=host, port=port), stop)
+
+    serve(main)
+
+
+@exporters.command("trace-file")
+def export_trace_file(
+    file: Annotated[Path, typer.Argument(help="Azure LLM 2023 CSV, or JSON lines of request rows.")],
+    pool: Annotated[str, typer.Option(help="Pool that the requests are said to go to.")],
+    tenant: Annotated[str, typer.Option(help="Tenant.")] = "trace",
+    speed: Annotated[float, typer.Option(help="Trace seconds per fleet second.", min=0.001)] = 1.0,
+) -> None:
+    """Replay a trace file into request.traces."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from exporters.trace_file import TraceFileOptions, run_trace_file
+
+        options = TraceFileOptions.of(file=file, pool=pool, tenant=tenant, speed=speed)
+        await run_trace_file(settings, deployment, options, stop)
+
+    serve(main)
+
+
+@executors.command("simulator")
+def execute_simulator(
+    url: Annotated[
+        str, typer.Option(help="Control address of `fleetloop simulate`.")
+    ] = "http://127.0.0.1:8801",
+    dry_run: DryRun = False,
+) -> None:
+    """Carry out decisions on a simulated fleet."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from executors.runtime import run_executor
+        from executors.simulator import SimulatorTarget
+
+        await run_executor(settings, deployment, SimulatorTarget.of(url=url), stop, dry_run=dry_run)
+
+    serve(main)
+
+
+@executors.command("webhook")
+def execute_webhook(
+    url: Annotated[str, typer.Option(help="Where decisions are posted (https, or loopback).")],
+    name: Annotated[str, typer.Option(help="Executor name that pools refer to.")] = "webhook",
+    dry_run: DryRun = False,
+) -> None:
+    """Post decisions, HMAC-signed and idempotent, to your own service (secret: FLEETLOOP_WEBHOOK_SECRET or _FILE)."""
+
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
+        from executors.runtime import run_executor
+        from executors.webhook import WebhookTarget
+
+        await run_executor(settings, deployment, WebhookTarget.of(url=url, name=name), stop, dry_run=dry_run)
+
+    serve(main)

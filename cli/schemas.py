@@ -1,0 +1,46 @@
+"""`fleetloop schemas`: the generated JSON Schema, Arrow and AsyncAPI files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import EXIT_FAILED, err, guarded, out
+
+app = typer.Typer(
+    no_args_is_help=True, help="Write or check the generated schema files (JSON Schema, Arrow, AsyncAPI 3)."
+)
+Folder = Annotated[Path | None, typer.Option(help="Folder. Default: the package's schemas/generated.")]
+
+
+@app.command()
+def write(folder: Folder = None) -> None:
+    """Write the files from the code."""
+
+    def work() -> None:
+        from schemas import generate
+
+        target = folder or generate.FOLDER
+        generate.write(target)
+        out.print(f"written to {target}")
+
+    guarded(work)
+
+
+@app.command()
+def check(folder: Folder = None) -> None:
+    """Exit 1 where a file differs from what the code says."""
+
+    def work() -> int:
+        from schemas import generate
+
+        differences = generate.check(folder or generate.FOLDER)
+        for line in differences:
+            err.print(line)
+        if differences:
+            err.print("run: fleetloop schemas write")
+        return EXIT_FAILED if differences else 0
+
+    guarded(work)
