@@ -33,23 +33,17 @@ def register(app: typer.Typer) -> None:
     app.command("keygen")(keygen)
 
 
-def approve(
-    id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False
-) -> None:
+def approve(id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False) -> None:
     """Approve a pending decision: it is dispatched to its executor."""
     run(_order("approve", key, key_id, comment, as_json, decision_id=id))
 
 
-def reject(
-    id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False
-) -> None:
+def reject(id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False) -> None:
     """Reject a pending decision."""
     run(_order("reject", key, key_id, comment, as_json, decision_id=id))
 
 
-def revert(
-    id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False
-) -> None:
+def revert(id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = "", as_json: AsJson = False) -> None:
     """Undo an executed decision: a new decision that restores what was there."""
     run(_order("revert", key, key_id, comment, as_json, decision_id=id))
 
@@ -137,7 +131,5 @@ async def _order(
     emit(
         command.model_dump(mode="json"),
         as_json,
-        lambda: out.print(
-            f"{name} of {target} sent (decision.events offset {offset}); see `fleetloop get decisions`"
-        ),
+        lambda: out.print(f"{name} of {target} sent (decision.events offset {offset}); see `fleetloop get decisions`"),
     )

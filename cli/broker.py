@@ -38,9 +38,7 @@ def broker(
             signal.signal(number, lambda *_: stop.set())
         with LocalBroker(data or settings.state_dir / "broker", port, heap_mb) as local:
             local.start(progress=err.print)
-            out.print(
-                f"Kafka listens on {local.bootstrap_servers}; data in {local.data_dir}. Ctrl-C stops it."
-            )
+            out.print(f"Kafka listens on {local.bootstrap_servers}; data in {local.data_dir}. Ctrl-C stops it.")
             stop.wait()
 
     guarded(work)

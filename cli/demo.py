@@ -34,9 +34,7 @@ def demo(
             dir_okay=False,
         ),
     ] = None,
-    scale: Annotated[
-        float, typer.Option(help="Copies of the trace; the fleet grows with it.", min=0.001)
-    ] = 1.0,
+    scale: Annotated[float, typer.Option(help="Copies of the trace; the fleet grows with it.", min=0.001)] = 1.0,
     speed: Annotated[float, typer.Option(help="Fleet seconds per second.", min=0.1, max=100)] = 10.0,
     duration: Annotated[
         float | None,

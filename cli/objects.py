@@ -132,9 +132,7 @@ def apply(
 
         def human() -> None:
             for change in changes:
-                out.print(
-                    f"{change.key}: {'would be ' if dry_run and change.what != 'unchanged' else ''}{change.what}"
-                )
+                out.print(f"{change.key}: {'would be ' if dry_run and change.what != 'unchanged' else ''}{change.what}")
                 if change.what == "changed":
                     for name, (before, after) in change.fields.items():
                         out.print(f"  {name}: {cell(before)} -> {cell(after)}")
@@ -170,10 +168,7 @@ async def _rows(settings: Any, what: Thing) -> list[dict[str, Any]]:
     if what is Thing.config:
         from streams.config_store import read_config
 
-        return [
-            {"key": key, **item.model_dump(mode="json")}
-            for key, item in (await read_config(settings)).items()
-        ]
+        return [{"key": key, **item.model_dump(mode="json")} for key, item in (await read_config(settings)).items()]
     from views.snapshot import snapshot
 
     return await snapshot(settings, what.value)

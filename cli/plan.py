@@ -42,9 +42,7 @@ class Plan:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def make(
-        cls, folder: Path, trace: Path | None, scale: float, speed: float, duration: float | None
-    ) -> Plan:
+    def make(cls, folder: Path, trace: Path | None, scale: float, speed: float, duration: float | None) -> Plan:
         """Chooses scenario, ports and tokens. Raises InvalidInput for a trace that cannot be read."""
         from simulator.scenario import load_scenario
 
@@ -123,9 +121,7 @@ async def configure(plan: Plan) -> None:
     from streams.deployment import ensure_deployment, wall_now_ms
     from streams.signing import create_key_file, signer_object
 
-    plan.deployment = await ensure_deployment(
-        plan.settings, local=True, speed=plan.speed, origin_ms=wall_now_ms()
-    )
+    plan.deployment = await ensure_deployment(plan.settings, local=True, speed=plan.speed, origin_ms=wall_now_ms())
     key = create_key_file(plan.folder / "views.key")
     objects = [*scenario_config(plan.scenario), signer_object(VIEWS_KEY_ID, "admin", key)]
     await send_objects(plan.settings, objects)

@@ -59,9 +59,7 @@ def serve(main: Processes) -> None:
 
 
 def worker(
-    level: Annotated[
-        list[Level] | None, typer.Option(help="Only this level; may be repeated. Default: all.")
-    ] = None,
+    level: Annotated[list[Level] | None, typer.Option(help="Only this level; may be repeated. Default: all.")] = None,
 ) -> None:
     """Run the loop: one process a level (node, requests, pool, fleet, config) under a supervisor.
 
@@ -91,9 +89,7 @@ def views() -> None:
 
 def simulate(
     scenario: Annotated[str, typer.Option(help="demo, trace, or a YAML file.")] = "demo",
-    trace: Annotated[
-        Path | None, typer.Option(help="Trace file (Azure LLM 2023 columns) that drives it.")
-    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace file (Azure LLM 2023 columns) that drives it.")] = None,
     scale: Annotated[float, typer.Option(help="Copies of the trace.", min=0.001)] = 1.0,
     duration: Annotated[float | None, typer.Option(help="Only the trace's first seconds.")] = None,
     port: Annotated[int, typer.Option(help="Control port on 127.0.0.1.", min=1, max=65535)] = 8801,
@@ -182,9 +178,7 @@ def export_trace_file(
 
 @executors.command("simulator")
 def execute_simulator(
-    url: Annotated[
-        str, typer.Option(help="Control address of `fleetloop simulate`.")
-    ] = "http://127.0.0.1:8801",
+    url: Annotated[str, typer.Option(help="Control address of `fleetloop simulate`.")] = "http://127.0.0.1:8801",
     dry_run: DryRun = False,
 ) -> None:
     """Carry out decisions on a simulated fleet."""

@@ -23,9 +23,7 @@ def replay(
         int | None,
         typer.Option(help="Offset in the level's checkpoints topic. Default: from the log's beginning."),
     ] = None,
-    until: Annotated[
-        int | None, typer.Option(help="Stop before this offset. Default: the log's present end.")
-    ] = None,
+    until: Annotated[int | None, typer.Option(help="Stop before this offset. Default: the log's present end.")] = None,
     compare: Annotated[bool, typer.Option(help="Compare ids and bytes with what was published.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the results there as JSON lines.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

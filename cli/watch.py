@@ -44,9 +44,7 @@ class Watch:
         self.ledger: dict[str, Any] = {}
         self.first_decision_s: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._live = (
-            None if as_json or not err.is_terminal else Live(console=err, auto_refresh=False, transient=False)
-        )
+        self._live = None if as_json or not err.is_terminal else Live(console=err, auto_refresh=False, transient=False)
         self._said: dict[str, str] = {}
         self._line_at = 0.0
         self._session: aiohttp.ClientSession | None = None
@@ -101,9 +99,7 @@ class Watch:
     def complete(self) -> bool:
         """sent = windowed + dead letters = billed + dead letters."""
         r = self.requests()
-        return bool(
-            r["sent"] == r["windowed"] + r["dead_letters"] == r["billed"] + r["dead_letters"] and r["sent"]
-        )
+        return bool(r["sent"] == r["windowed"] + r["dead_letters"] == r["billed"] + r["dead_letters"] and r["sent"])
 
     def requests(self) -> dict[str, int]:
         """Requests sent (by the simulator's ledger), windowed, billed, dead-lettered."""
@@ -183,9 +179,7 @@ class Watch:
         for name in names:
             pools.add_column(name, no_wrap=True)
         for s in self.tally.pools.values():
-            replicas = "/".join(
-                cell(s.get(k)) for k in ("replicas_ready", "replicas_target", "replicas_wanted")
-            )
+            replicas = "/".join(cell(s.get(k)) for k in ("replicas_ready", "replicas_target", "replicas_wanted"))
             pools.add_row(
                 s["pool"],
                 cell(s.get("requests_per_s")),
@@ -210,9 +204,7 @@ class Watch:
                 p["reason"],
             )
         if not self.tally.decisions:
-            decisions.add_row(
-                "", "", "", "", "no decisions yet: the planner acts when load, health or cost ask for it"
-            )
+            decisions.add_row("", "", "", "", "no decisions yet: the planner acts when load, health or cost ask for it")
         return [self._headline(), Text(""), pools, Text(""), decisions]
 
     def _lines(self) -> None:

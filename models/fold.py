@@ -219,9 +219,7 @@ class BaseFold(ABC):
         self.log_ms, self.second, self.offset = base["log_ms"], base["second"], base["offset"]
         self.config, self.counters = base["config"], base["counters"]
         limits = self.config.get("limits/limits")
-        self.limits = (
-            LimitsSpec() if limits is None or limits["deleted"] else LimitsSpec.model_validate(limits["spec"])
-        )
+        self.limits = LimitsSpec() if limits is None or limits["deleted"] else LimitsSpec.model_validate(limits["spec"])
         self._out = []
         self.restore(state["own"], version)
 

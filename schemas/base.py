@@ -64,22 +64,13 @@ def refusal(kind: str, error: ValidationError) -> InvalidRecord:
     first: Any = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "value"
     if first["type"] == "json_invalid":
-        return InvalidRecord(
-            "undecodable", field, first.get("input"), f"send JSON of kind {kind}: {first['msg']}"
-        )
+        return InvalidRecord("undecodable", field, first.get("input"), f"send JSON of kind {kind}: {first['msg']}")
     value = first.get("input")
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and value >= MS_LIMIT_S
-        and field.endswith("_s")
-    ):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= MS_LIMIT_S and field.endswith("_s"):
         return InvalidRecord("time_unit", field, value, "send seconds since 1970, not milliseconds")
     return InvalidRecord("invalid", field, value, f"{first['msg']} (see the schema of {kind})")
 
 
 def canonical(value: object) -> bytes:
     """Canonical JSON of plain values: keys sorted, no spaces, UTF-8, NaN refused. What is hashed and signed."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -150,9 +150,7 @@ class Columns:
         else:
             table, meta = self._from_arrow(value)
         if table.num_rows > ROWS_MAX:
-            raise InvalidRecord(
-                "invalid", "rows", table.num_rows, f"send at most {ROWS_MAX} rows in a record"
-            )
+            raise InvalidRecord("invalid", "rows", table.num_rows, f"send at most {ROWS_MAX} rows in a record")
         return self._check(table, meta)
 
     def _from_arrow(self, value: bytes) -> tuple[Any, dict[str, str]]:
@@ -163,9 +161,7 @@ class Columns:
             raw = table.schema.metadata or {}
             meta = {k.decode(): v.decode() for k, v in raw.items()}
         except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError, MemoryError) as error:
-            raise InvalidRecord(
-                "undecodable", "value", value[:40], f"send an Arrow IPC stream ({error})"
-            ) from None
+            raise InvalidRecord("undecodable", "value", value[:40], f"send an Arrow IPC stream ({error})") from None
         if meta.get("kind", self.kind) != self.kind:
             raise InvalidRecord(
                 "invalid", "kind", meta["kind"], f"ce_type and schema metadata must both say {self.kind}"
@@ -277,21 +273,13 @@ def _column(table: Any, column: Column) -> Any:
     try:
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
-        numeric = (
-            pa.types.is_integer(array.type)
-            or pa.types.is_floating(array.type)
-            or pa.types.is_null(array.type)
-        )
+        numeric = pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_null(array.type)
         if column.type in ("f64", "i64") and not numeric:
             raise pa.ArrowInvalid("not a number")
         # Whole numbers may come as any number type; they are checked to be whole as float64 below.
-        array = array.cast(
-            pa.float64() if column.type == "i64" and pa.types.is_floating(array.type) else want
-        )
+        array = array.cast(pa.float64() if column.type == "i64" and pa.types.is_floating(array.type) else want)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise InvalidRecord(
-            "invalid", column.name, str(array.type), f"send the column as {want} ({error})"
-        ) from None
+        raise InvalidRecord("invalid", column.name, str(array.type), f"send the column as {want} ({error})") from None
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
@@ -323,11 +311,7 @@ def _take_numbers(batch: Batch, column: Column, array: Any, refuse: Any) -> None
             shown,
         )
     outside = (values < column.low) | (values > column.high)
-    remedy = (
-        f"send {column.low:g} or more"
-        if column.high == math.inf
-        else f"send {column.low:g} to {column.high:g}"
-    )
+    remedy = f"send {column.low:g} or more" if column.high == math.inf else f"send {column.low:g} to {column.high:g}"
     refuse(column, outside & ~nulls, "out_of_bounds", f"{remedy} {column.unit}".strip(), shown)
     values[nulls] = np.nan
     batch.numbers[column.name] = values
@@ -346,26 +330,17 @@ def _take_text(batch: Batch, column: Column, array: Any, refuse: Any) -> None:
     if column.required:
         refuse(column, codes < 0, "invalid", "this column is required", shown)
     bad = np.array(
-        [
-            len(v) > TEXT_MAX or not v.isprintable() or (bool(column.choices) and v not in column.choices)
-            for v in values
-        ]
+        [len(v) > TEXT_MAX or not v.isprintable() or (bool(column.choices) and v not in column.choices) for v in values]
         + [False]
     )
-    choices = (
-        f"one of {', '.join(column.choices)}"
-        if column.choices
-        else f"at most {TEXT_MAX} printable characters"
-    )
+    choices = f"one of {', '.join(column.choices)}" if column.choices else f"at most {TEXT_MAX} printable characters"
     refuse(column, bad[codes], "invalid", f"send {choices}", shown)
     batch.codes[column.name] = codes
     batch.values[column.name] = values
 
 
 def _take_pairs(batch: Batch, column: Column, array: Any, refuse: Any) -> None:
-    lists: list[np.ndarray | None] = [
-        None if v is None else np.asarray(v, np.uint32) for v in array.to_pylist()
-    ]
+    lists: list[np.ndarray | None] = [None if v is None else np.asarray(v, np.uint32) for v in array.to_pylist()]
     odd = np.array([v is not None and len(v) % 2 == 1 for v in lists], bool)
     refuse(column, odd, "invalid", "send bucket, count, bucket, count, ...", lambda row: lists[row])
     batch.pairs[column.name] = lists

@@ -31,9 +31,7 @@ class PoolSpec(Record):
 
     model: str = Field(max_length=200, description="Model served.")
     cluster: Name = Field("local", description="Cluster that it runs in.")
-    route: Name | None = Field(
-        None, description="Route (model name at the gateway) that it takes traffic of."
-    )
+    route: Name | None = Field(None, description="Route (model name at the gateway) that it takes traffic of.")
     gpu_type: Name = Field(description="GPU product, as in prices.")
     gpus_per_replica: float = Field(gt=0, le=1024, description="GPUs a replica is billed for.")
     slo_ttft_s: Positive = Field(2.0, description="Target time to first token, s.")
@@ -61,13 +59,9 @@ class PoolSpec(Record):
     cooldown_down_s: NonNegative = Field(
         10.0, description="Least time after an executed change before a scale-down, s."
     )
-    stabilisation_s: NonNegative = Field(
-        0.0, description="A scale-down must have been wanted for so long, s."
-    )
+    stabilisation_s: NonNegative = Field(0.0, description="A scale-down must have been wanted for so long, s.")
     freshness_s: Positive = Field(30.0, description="Evidence older than this holds every action, s.")
-    approval_expiry_s: Positive = Field(
-        300.0, description="A proposal that nobody approved lapses after so long, s."
-    )
+    approval_expiry_s: Positive = Field(300.0, description="A proposal that nobody approved lapses after so long, s.")
     miss_price: Positive = Field(7.0, description="lambda: a 1 % miss is worth so many % of capacity.")
     reserve: NonNegative = Field(1.0, description="Replicas kept beyond the plan.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher goes first when GPUs or money are short.")
@@ -104,9 +98,7 @@ class FleetSpec(Record):
 class SignerSpec(Record):
     """A service whose signed commands count. Name: the key id."""
 
-    public_key_base64: str = Field(
-        min_length=44, max_length=44, description="Ed25519 public key, 32 bytes in base64."
-    )
+    public_key_base64: str = Field(min_length=44, max_length=44, description="Ed25519 public key, 32 bytes in base64.")
     role: Literal["viewer", "approver", "admin"] = Field(description="What its commands may do.")
 
 
@@ -114,28 +106,18 @@ class LimitsSpec(Record):
     """Windows and bounds of every fold. Name: `limits`. Every overflow is counted."""
 
     window_s: Literal[10] = Field(10, description="Tumbling window, s.")
-    lateness_s: float = Field(
-        2.0, ge=0, le=10, description="A window closes when log time passes its end by this, s."
-    )
+    lateness_s: float = Field(2.0, ge=0, le=10, description="A window closes when log time passes its end by this, s.")
     grace_node_s: float = Field(60.0, ge=0, le=3600, description="Later node samples still revise, s.")
     grace_requests_s: float = Field(900.0, ge=0, le=7200, description="Later request rows still revise, s.")
-    future_s: float = Field(
-        60.0, ge=0, le=3600, description="Rows further ahead of log time than this are refused, s."
-    )
+    future_s: float = Field(60.0, ge=0, le=3600, description="Rows further ahead of log time than this are refused, s.")
     sample_gap_s: float = Field(3.0, gt=0, le=60, description="A sample speaks for at most this long, s.")
-    inventory_stale_s: float = Field(
-        90.0, gt=0, description="Without inventory for so long a node is unknown, s."
-    )
+    inventory_stale_s: float = Field(90.0, gt=0, description="Without inventory for so long a node is unknown, s.")
     nodes_max: int = Field(10_000, ge=1, description="Nodes per partition.")
     gpus_per_node_max: int = Field(64, ge=1, description="GPUs per node.")
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")
-    tenants_max: int = Field(
-        10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`."
-    )
-    request_ids_max: int = Field(
-        5_000_000, ge=1, description="Request ids remembered per partition for deduplication."
-    )
+    tenants_max: int = Field(10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`.")
+    request_ids_max: int = Field(5_000_000, ge=1, description="Request ids remembered per partition for deduplication.")
     decisions_max: int = Field(20_000, ge=1, description="Decisions remembered by the fleet fold.")
     open_decisions_max: int = Field(2_000, ge=1, description="Decisions not yet ended.")
     commands_max: int = Field(50_000, ge=1, description="Command ids remembered.")
@@ -164,9 +146,7 @@ class ConfigObject(Record):
     deleted: bool = Field(False, description="True: the object is gone.")
     at_s: Seconds = Field(0.0, description="When it was applied, Unix s.")
     actor: str = Field("", max_length=200, description="Who applied it.")
-    spec: dict[str, Any] = Field(
-        default_factory=dict, description="The object; its schema depends on the kind."
-    )
+    spec: dict[str, Any] = Field(default_factory=dict, description="The object; its schema depends on the kind.")
 
     @property
     def key(self) -> str:

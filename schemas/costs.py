@@ -22,9 +22,7 @@ class CostWindow(Record):
     tenant: str | None = Field(None, max_length=200, description="Who is billed. Null: the pool as a whole.")
     start_s: Seconds = Field(description="Start of the window, Unix s.")
     size_s: float = Field(gt=0, description="Length of the window, s.")
-    version: int = Field(
-        ge=0, description="Offset in the pool's partition of pool.signals that this rests on."
-    )
+    version: int = Field(ge=0, description="Offset in the pool's partition of pool.signals that this rests on.")
     closed: bool = Field(description="False: an early look.")
     requests: int = Field(ge=0, description="Requests that ended.")
     input_tokens: NonNegative = Field(description="Prompt tokens of those.")
@@ -34,9 +32,7 @@ class CostWindow(Record):
         description="Cost of allocated but idle GPU time (for a tenant: its share), USD."
     )
     usd_total: NonNegative | None = Field(description="usd_direct + usd_idle, USD.")
-    usd_per_million_tokens_direct: NonNegative | None = Field(
-        description="usd_direct per 1M tokens (in + out)."
-    )
+    usd_per_million_tokens_direct: NonNegative | None = Field(description="usd_direct per 1M tokens (in + out).")
     usd_per_million_tokens: NonNegative | None = Field(description="usd_total per 1M tokens (in + out).")
     usd_hour_to_date: NonNegative | None = Field(
         None, description="Total of the current UTC hour so far, USD (pool rows only)."

@@ -44,9 +44,7 @@ class DeadLetter(Record):
     field: str = Field("", description="The field at fault.")
     value: str = Field("", description="Its value, shortened.")
     remedy: str = Field("", description="What the sender should do.")
-    rows: list[int] | None = Field(
-        None, description="Rows of the batch that were refused. Null: the whole record."
-    )
+    rows: list[int] | None = Field(None, description="Rows of the batch that were refused. Null: the whole record.")
     rows_refused: int = Field(1, ge=0, description="How many rows, or 1.")
     detail: str = Field("", max_length=20_000, description="Traceback of a fold_error.")
     data_base64: str = Field(description="The record's value: the first 64 KiB.")

@@ -83,9 +83,7 @@ class Proposal(Record):
     """The pool fold asks for an action. A fact: a replay proposes the same id with the same content."""
 
     kind: ClassVar[str] = "decision.proposed"
-    id: str = Field(
-        min_length=8, max_length=64, description="Hash of target, kind, tick and policy revision."
-    )
+    id: str = Field(min_length=8, max_length=64, description="Hash of target, kind, tick and policy revision.")
     decision_kind: Kind = Field(description="Kind of action.")
     target: Target = Field(description="What is acted on.")
     action: Action = Field(description="What to do, absolute.")
@@ -94,23 +92,15 @@ class Proposal(Record):
     alternatives: list[Alternative] = Field(
         default_factory=list, max_length=50, description="What else was considered."
     )
-    evidence: dict[str, Any] = Field(
-        default_factory=dict, description="Names, versions and figures that it rests on."
-    )
+    evidence: dict[str, Any] = Field(default_factory=dict, description="Names, versions and figures that it rests on.")
     expected: Expected = Field(description="What it should do.")
-    confidence: Ratio = Field(
-        description="Share of recent decisions of this kind that did what was expected."
-    )
+    confidence: Ratio = Field(description="Share of recent decisions of this kind that did what was expected.")
     at_s: Seconds = Field(description="Log time of the proposal, Unix s.")
-    trigger_s: Seconds = Field(
-        description="Log time before which the evidence did not yet ask for this, Unix s."
-    )
+    trigger_s: Seconds = Field(description="Log time before which the evidence did not yet ask for this, Unix s.")
     evidence_s: Seconds = Field(description="Newest evidence that it rests on, Unix s.")
     expires_s: Seconds = Field(description="Afterwards it must not be done, Unix s.")
     policy_revision: int = Field(ge=0, description="Revision of the pool's policy that it rests on.")
-    replicas_from: int | None = Field(
-        None, ge=0, description="Replicas that the pool was meant to have before."
-    )
+    replicas_from: int | None = Field(None, ge=0, description="Replicas that the pool was meant to have before.")
     value_usd_per_hour: float | None = Field(None, description="SLO loss avoided, USD/h, for arbitration.")
     reverts: str | None = Field(None, max_length=64, description="Decision that this undoes.")
 
@@ -123,14 +113,10 @@ class PoolStatus(Record):
     pool: Name = Field(description="The pool.")
     cluster: Name = Field("local", description="Cluster.")
     at_s: Seconds = Field(description="Log time, Unix s.")
-    version: int = Field(
-        ge=0, description="Offset in the pool's partition of pool.signals that this rests on."
-    )
+    version: int = Field(ge=0, description="Offset in the pool's partition of pool.signals that this rests on.")
     policy_revision: int = Field(0, ge=0, description="Revision of the pool's policy.")
     gpu_type: str = Field("", max_length=200, description="GPU product.")
-    replicas_target: int | None = Field(
-        None, ge=0, description="Replicas that it is meant to have (last order)."
-    )
+    replicas_target: int | None = Field(None, ge=0, description="Replicas that it is meant to have (last order).")
     replicas_wanted: int | None = Field(None, ge=0, description="Replicas that the planner wants now.")
     replicas_allocated: int | None = Field(None, ge=0, description="Replicas that are billed.")
     replicas_ready: int | None = Field(None, ge=0, description="Replicas that serve.")
@@ -142,13 +128,9 @@ class PoolStatus(Record):
     usd_month_to_date: NonNegative | None = Field(None, description="Spent in the current UTC month, USD.")
     evidence_s: Seconds | None = Field(None, description="Newest evidence, Unix s. Null: none.")
     requests_per_s: NonNegative | None = Field(None, description="Arrivals, mean of 60 s, 1/s.")
-    capacity_rps: NonNegative | None = Field(
-        None, description="Requests/s a replica sustains at the present mix."
-    )
+    capacity_rps: NonNegative | None = Field(None, description="Requests/s a replica sustains at the present mix.")
     utilisation_ratio: NonNegative | None = Field(None, description="Load / (ready replicas x capacity).")
-    util_gpu_pct: NonNegative | None = Field(
-        None, description="Mean NVML utilisation over its GPUs, %. Not capacity."
-    )
+    util_gpu_pct: NonNegative | None = Field(None, description="Mean NVML utilisation over its GPUs, %. Not capacity.")
     running: NonNegative | None = Field(None, description="Requests running.")
     waiting: NonNegative | None = Field(None, description="Requests waiting.")
     kv_usage_ratio: NonNegative | None = Field(None, description="Mean KV cache in use.")
@@ -160,9 +142,7 @@ class PoolStatus(Record):
     replica_weights: dict[str, Ratio] = Field(
         default_factory=dict, description="Weights other than 1 that are in force."
     )
-    policy: str = Field(
-        "", max_length=200, description="The planner's present rule, e.g. `hold 300 s x 1.10 + 1`."
-    )
+    policy: str = Field("", max_length=200, description="The planner's present rule, e.g. `hold 300 s x 1.10 + 1`.")
     candidates: list[dict[str, Any]] = Field(
         default_factory=list,
         max_length=100,
@@ -249,12 +229,8 @@ class Decision(Record):
     version: int = Field(ge=0, description="Offset in decision.events that this state rests on.")
     state: State = Field(description="Present state.")
     mode: Mode = Field(description="Mode of the policy when it was proposed.")
-    epoch: int = Field(
-        ge=0, description="Offset of the dispatch in decision.events; before dispatch, of the proposal."
-    )
-    proposal: Proposal = Field(
-        description="What was proposed (after constraints: the action as it will be done)."
-    )
+    epoch: int = Field(ge=0, description="Offset of the dispatch in decision.events; before dispatch, of the proposal.")
+    proposal: Proposal = Field(description="What was proposed (after constraints: the action as it will be done).")
     constraints: list[str] = Field(
         default_factory=list, description="Constraints that changed or blocked it, in words."
     )

@@ -34,9 +34,7 @@ class Finding(Record):
     open: bool = Field(description="False: it is over.")
     since_s: Seconds = Field(description="When it began, Unix s.")
     at_s: Seconds = Field(description="When this was said, Unix s.")
-    version: int = Field(
-        ge=0, description="Offset in the pool's partition of pool.signals that this rests on."
-    )
+    version: int = Field(ge=0, description="Offset in the pool's partition of pool.signals that this rests on.")
     text: str = Field(max_length=2000, description="In words, with the figures that matter.")
     severity: float = Field(ge=0, description="Slowdown factor, share or count, as the text says.")
     usd_per_hour: NonNegative | None = Field(None, description="What it costs, USD/h, where that is known.")

@@ -18,9 +18,7 @@ class LoadForecast(Record):
     horizon_s: float = Field(gt=0, description="How far ahead, s.")
     at_s: Seconds = Field(description="When it was made, Unix s.")
     target_s: Seconds = Field(description="at_s + horizon_s.")
-    version: int = Field(
-        ge=0, description="Offset in the pool's partition of pool.signals that this rests on."
-    )
+    version: int = Field(ge=0, description="Offset in the pool's partition of pool.signals that this rests on.")
     requests_per_s: NonNegative | None = Field(description="Expected rate, 1/s.")
     requests_per_s_p10: NonNegative | None = Field(description="Lower end of the 80 % interval, 1/s.")
     requests_per_s_p90: NonNegative | None = Field(description="Upper end of the 80 % interval, 1/s.")
@@ -30,6 +28,4 @@ class LoadForecast(Record):
     mae_last: NonNegative | None = Field(description="The same for 'as it is now', the yardstick, 1/s.")
     coverage_p90: Ratio | None = Field(description="Share of actual rates at or below their p90.")
     actual_requests_per_s: NonNegative | None = Field(None, description="Rate of the last 60 s, 1/s.")
-    was_forecast: NonNegative | None = Field(
-        None, description="What this horizon had said of the last 60 s, 1/s."
-    )
+    was_forecast: NonNegative | None = Field(None, description="What this horizon had said of the last 60 s, 1/s.")

@@ -128,9 +128,7 @@ class ReplicaEntry(Record):
     replica: Name = Field(description="Name of the replica, unique in the fleet.")
     pool: Name = Field(description="The pool that it serves.")
     gpus: list[int] = Field(max_length=64, description="Indices of the GPUs that it runs on.")
-    gpu_share: Ratio = Field(
-        1.0, description="Share of those GPUs that is billed to it (co-located replicas)."
-    )
+    gpu_share: Ratio = Field(1.0, description="Share of those GPUs that is billed to it (co-located replicas).")
     state: ReplicaState = Field(description="starting, ready, draining, asleep or failed.")
     billed: bool = Field(True, description="Whether its GPUs are paid for now (loading and draining are).")
     since_s: Seconds = Field(description="Since when it has had this state, Unix s.")
@@ -145,6 +143,4 @@ class NodeInventory(Record):
     cluster: Name = Field("local", description="Cluster that the node belongs to.")
     at_s: Seconds = Field(description="When it was read, Unix s.")
     gpus: list[GpuEntry] = Field(default_factory=list, max_length=1024, description="GPUs of the node.")
-    replicas: list[ReplicaEntry] = Field(
-        default_factory=list, max_length=1024, description="Replicas on the node."
-    )
+    replicas: list[ReplicaEntry] = Field(default_factory=list, max_length=1024, description="Replicas on the node.")

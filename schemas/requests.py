@@ -15,9 +15,7 @@ REQUEST_ROWS = Columns(
         Column("tenant", "text", "Who is billed. Null: `unknown`."),
         Column("class", "text", "Class of request (intent or tier), e.g. chat. Null: `default`."),
         Column("replica", "text", "The replica that served it."),
-        Column(
-            "status", "text", "How it ended.", choices=("ok", "error", "timeout", "rejected", "cancelled")
-        ),
+        Column("status", "text", "How it ended.", choices=("ok", "error", "timeout", "rejected", "cancelled")),
         Column("input_tokens", "f64", "Prompt tokens.", "{token}", high=1e8),
         Column("output_tokens", "f64", "Tokens generated.", "{token}", high=1e8),
         Column("cached_tokens", "f64", "Prompt tokens found in the prefix cache.", "{token}", high=1e8),

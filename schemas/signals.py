@@ -102,9 +102,7 @@ ENGINE_WINDOWS = Columns(
             choices=("starting", "ready", "draining", "asleep", "failed", "unknown"),
         ),
         Column("billed", "i64", "1: its GPUs are paid for now.", required=True, high=1),
-        Column(
-            "gpus", "f64", "GPUs that are billed to it (shares count as fractions).", "{gpu}", required=True
-        ),
+        Column("gpus", "f64", "GPUs that are billed to it (shares count as fractions).", "{gpu}", required=True),
         Column("gpu_type", "text", "Product name."),
         Column("allocated_s", "f64", "Time in the window that it was billed.", "s", required=True),
         Column("samples", "i64", "Scrapes in the window.", "1", required=True),

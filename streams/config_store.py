@@ -76,9 +76,7 @@ def build(
         unknown = sorted(set(spec) - set(SPECS[kind].model_fields))
         if unknown:
             known = ", ".join(SPECS[kind].model_fields)
-            raise InvalidInput(
-                f"{kind}/{name}: {unknown[0]}", spec[unknown[0]], f"no such field; known are {known}"
-            )
+            raise InvalidInput(f"{kind}/{name}: {unknown[0]}", spec[unknown[0]], f"no such field; known are {known}")
         try:
             spec = SPECS[kind].model_validate(spec).model_dump(mode="json")
         except ValidationError as error:
