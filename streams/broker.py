@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import random
 import shutil
 import signal
@@ -30,12 +31,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from schemas.errors import UnavailableError
-from streams.jars import REMEDY, Progress, find_java, kafka_jars
+from streams.jars import Progress, find_java, kafka_jars
 
 HOST = "127.0.0.1"
 HEAP_MB = 512
 START_TIMEOUT_S = 60.0  # a warm start takes 2 s; one after a kill recovers its logs first
 STOP_TIMEOUT_S = 10.0
+OTHERWISE = "without a local Kafka: name a running one in FLEETLOOP_BOOTSTRAP_SERVERS"
 FORMAT_TIMEOUT_S = 60.0
 PORT_TRIES = 100
 START_TRIES = 3
@@ -109,6 +111,8 @@ class LocalBroker:
         self.log_file = self.data_dir / "kafka.log"
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock_file: IO[bytes] | None = None
+        self._log_from = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -142,6 +146,14 @@ class LocalBroker:
         classpath = f"{kafka_jars(tell)}/*"
         java = find_java()
         self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        try:
+            self._start(java, classpath)
+        except BaseException:  # Ctrl-C too: what is half started is not left behind
+            self.stop()
+            raise
+
+    def _start(self, java: Path, classpath: str) -> None:
         self._format(java, classpath)
         if self._port is not None:
             _check_free(self._port)
@@ -153,22 +165,17 @@ class LocalBroker:
             try:
                 self._wait(port)
             except UnavailableError:
-                self.stop()
                 # Between our look and Kafka's bind another process may have taken one of the ports.
                 if not left or "Address already in use" not in self._log_end():
                     raise
+                self._terminate()
             else:
                 self._port = port
                 return
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL after 10 s. Nothing happens where it is not running."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
+        self._terminate()
         self._release()
 
     def kill(self) -> None:
@@ -192,14 +199,43 @@ class LocalBroker:
     ) -> None:
         self.stop()
 
+    def _terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._reap()
+
     def _release(self) -> None:
-        """Reap the JVM and dismiss its watcher, which ends when its pipe does."""
+        """Give up what belongs to a running broker."""
+        self._reap()
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def _reap(self) -> None:
+        """Take note of the JVM's end and dismiss its watcher, which ends when its pipe does."""
         if self._process is None:
             return
         self._process.wait(STOP_TIMEOUT_S)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process = None
+
+    def _lock(self) -> None:
+        """One broker on these data: Kafka's own lock comes only after we have written to the folder."""
+        lock_file = (self.data_dir / "lock").open("wb")
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock_file.close()
+            raise UnavailableError(
+                f"another local Kafka runs on {self.data_dir}: stop it, choose another folder,"
+                " or name it in FLEETLOOP_BOOTSTRAP_SERVERS"
+            ) from error
+        self._lock_file = lock_file
 
     def _format(self, java: Path, classpath: str) -> None:
         """Give new storage its identity, in a folder of another name, so that it is whole or not there."""
@@ -210,7 +246,8 @@ class LocalBroker:
         self._write_properties("format.properties", PORT_FIRST, PORT_LAST, "log.part")
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = self._java(java, classpath, "kafka.tools.StorageTool")
-        arguments = ["format", "--cluster-id", cluster_id, "--config", "format.properties"]
+        # One word, because an id may begin with a hyphen.
+        arguments = ["format", f"--cluster-id={cluster_id}", "--config", "format.properties"]
         with self._open_log() as log:
             try:
                 formatted = subprocess.run(
@@ -225,7 +262,7 @@ class LocalBroker:
             except subprocess.TimeoutExpired:
                 formatted = -signal.SIGKILL
         if formatted != 0:
-            raise UnavailableError(f"Kafka could not format {self.data_dir}:\n{self._log_end()}\n{REMEDY}")
+            raise UnavailableError(f"Kafka could not format {self.data_dir}:\n{self._log_end()}\n{OTHERWISE}")
         (self.data_dir / "log.part").rename(self.data_dir / "log")
 
     def _write_properties(self, name: str, port: int, controller_port: int, log_dir: str) -> None:
@@ -267,23 +304,24 @@ class LocalBroker:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if not self.running:
-                raise UnavailableError(f"Kafka ended while starting:\n{self._log_end()}\n{REMEDY}")
+                raise UnavailableError(f"Kafka ended while starting:\n{self._log_end()}\n{OTHERWISE}")
             if _answers(port):
                 return
             time.sleep(0.05)
         late = f"Kafka did not answer on {HOST}:{port} within {START_TIMEOUT_S:.0f} s"
-        raise UnavailableError(f"{late}:\n{self._log_end()}\n{REMEDY}")
+        raise UnavailableError(f"{late}:\n{self._log_end()}\n{OTHERWISE}")
 
     def _open_log(self) -> IO[bytes]:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_KEPT_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".log.old"))
-        return self.log_file.open("ab")
+        log = self.log_file.open("ab")
+        self._log_from = log.tell()
+        return log
 
     def _log_end(self, size_bytes: int = 2000) -> str:
-        if not self.log_file.exists():
-            return "(no log)"
+        """The end of what the last JVM wrote."""
         with self.log_file.open("rb") as log:
-            log.seek(max(0, self.log_file.stat().st_size - size_bytes))
+            log.seek(max(self._log_from, self.log_file.stat().st_size - size_bytes))
             return log.read().decode(errors="replace").strip()
 
 
@@ -297,7 +335,7 @@ def _free_port(other_than: int | None = None) -> int:
                 continue
         if port != other_than:
             return port
-    raise UnavailableError(f"no free port found from {PORT_FIRST} to {PORT_LAST}: {REMEDY}")
+    raise UnavailableError(f"no free port found from {PORT_FIRST} to {PORT_LAST}: {OTHERWISE}")
 
 
 def _check_free(port: int) -> None:

@@ -135,10 +135,29 @@ def test_a_taken_port_is_named(broker: LocalBroker, tmp_path: Path) -> None:
         LocalBroker(tmp_path, port=port).start()
 
 
-def test_data_in_use_is_refused_with_kafkas_own_words(broker: LocalBroker) -> None:
-    """A second broker on the same data does not start, and the error carries the reason from Kafka's log."""
-    with pytest.raises(UnavailableError, match="Failed to acquire lock"):
+def test_data_in_use_are_left_alone(broker: LocalBroker) -> None:
+    """A second broker on the same data does not start, says why, and changes nothing there."""
+    before = (broker.data_dir / "server.properties").read_text()
+    with pytest.raises(UnavailableError, match=f"another local Kafka runs on {broker.data_dir}"):
         LocalBroker(broker.data_dir).start()
+    assert broker.running
+    assert (broker.data_dir / "server.properties").read_text() == before
+
+
+def test_a_start_that_fails_says_so_in_kafkas_words_and_leaves_nothing(tmp_path: Path) -> None:
+    """A JVM that ends while starting gives an error with the end of its log, and may be tried again."""
+    broker = LocalBroker(tmp_path)
+    broker.start()
+    broker.stop()
+    identity = tmp_path / "log" / "meta.properties"
+    right = identity.read_text()
+    identity.write_text(right.replace("node.id=1", "node.id=2"))
+    with pytest.raises(UnavailableError, match=r"(?s)while starting:\n.*node id 2 doesn't.*_SERVERS"):
+        broker.start()
+    assert not broker.running
+    identity.write_text(right)
+    with broker:
+        assert broker.running
 
 
 def test_without_java_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
