@@ -36,7 +36,7 @@ STATE_STYLE = {
 
 
 class Watch:
-    """Follows the result topics into a Tally and the simulator's ledger; draws a table, or lines where nobody watches."""
+    """Follows the result topics into a Tally, and the ledger; draws a table, or lines where nobody watches."""
 
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
         self.plan = plan
@@ -233,7 +233,7 @@ class Watch:
         err.print(f"decisions {summary['decisions']}")
         err.print(
             f"SLO attainment {_percent(summary['slo_attainment'], 2)}; cost ${cell(summary['cost_usd'])}, "
-            f"static peak ${cell(summary['cost_usd_static_peak'])}; load step to executed action p50 {cell(steps['p50'])} s, "
+            f"static peak ${cell(summary['cost_usd_static_peak'])}; step to action p50 {cell(steps['p50'])} s, "
             f"p99 {cell(steps['p99'])} s of fleet time"
         )
 
