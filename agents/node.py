@@ -1,0 +1,5 @@
+"""The node level: its fold, bound to `node.samples`."""
+
+from models.node.fold import NodeFold
+
+__all__ = ["NodeFold"]
