@@ -49,9 +49,9 @@ def run(fold: Fold, records: Sequence[LogRecord]) -> list[Result]:
 def check_law(make_fold: Callable[[], Fold], records: Sequence[LogRecord], data: Any) -> None:
     """Fails unless every way of feeding `records` gives the same results and the same dump, byte for byte.
 
-    `make_fold` gives a fresh, empty fold; `data` is hypothesis' `st.data()`. Compared with one call for all: one call
-    a record; a drawn split; a drawn split with `load(dump())` into a fresh fold at drawn places; and the dump
-    of a loaded fold with the dump that it was loaded from.
+    `make_fold` gives a fresh, empty fold; `data` is hypothesis' `st.data()`. Compared with one call for all: one
+    call a record; a drawn split with `load(dump())` into a fresh fold at drawn places; and the dump of a loaded
+    fold with the dump that it was loaded from.
     """
     whole = make_fold()
     wanted = run(whole, records)
@@ -84,8 +84,8 @@ def _same(wanted: Sequence[Result], got: Sequence[Result], how: str) -> None:
 
 
 def containers(fold: BaseFold) -> list[str]:
-    """Names of the fold's containers: attributes that are dicts, lists, deques, sets, bytearrays or arrays, and
-    those of objects of ours that it holds, as `attribute.name` (one level)."""
+    """Names of the fold's containers: attributes that are dicts, lists, deques, sets, bytearrays or arrays,
+    and those of objects of ours that it holds, as `attribute.name` (one level)."""
     found = []
     for name, value in vars(fold).items():
         if _contains(value):
@@ -101,10 +101,10 @@ def _contains(value: object) -> bool:
 
 
 def check_bounds(fold: BaseFold) -> None:
-    """Fails unless every container of the fold is in its `BOUNDS`: (container, LimitsSpec field, overflow metric).
+    """Fails unless every container is in the fold's `BOUNDS`: (container, LimitsSpec field, overflow metric).
 
-    A container whose size follows from another bound names that one's field. The setting must exist, and the metric must
-    end in `_total`, so that an overflow is seen.
+    A container whose size follows from another bound names that one's field. The setting must exist, and the
+    metric must end in `_total`, so that an overflow is seen.
     """
     bounds: tuple[tuple[str, str, str], ...] = fold.BOUNDS  # type: ignore[attr-defined]
     listed = {container: (setting, metric) for container, setting, metric in bounds}
