@@ -1,0 +1,64 @@
+# Two commands on a fresh machine with git, make and Python 3.11 or later: `make demo` and `make test`.
+#
+#   make demo  [DEMO_ARGS="..."]     the loop on a real Kafka with a simulated fleet, until Ctrl-C
+#   make test  [PYTEST_ARGS="..."]   every check and test, a real Kafka included
+#   make setup                       only the environment of both, in .venv
+#   make bench [BENCH_ARGS="..."]    the benchmarks
+#   make clean                       remove what was made here
+#
+# PYTHON=... chooses the Python that .venv is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# What is installed depends on these two; the code itself is installed editable.
+PINS := pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo test bench clean
+.DELETE_ON_ERROR:
+
+setup: .venv/.setup
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Fleetloop needs Python 3.11 or later, '$(PYTHON)' is $$($(PYTHON) --version 2>&1):" \
+	       "name another with 'make PYTHON=/path/to/python3.12 ...'" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: install its venv package" \
+	       "(Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+
+.venv/.setup: $(PINS) | $(BIN)/python
+	@echo "Installing Fleetloop and a Java for its local Kafka into .venv (a minute or two, once)"
+	@$(INSTALL) -e '.[local]'
+	@touch $@
+
+.venv/.test: $(PINS) | .venv/.setup
+	@echo "Installing what tests need into .venv (once)"
+	@$(INSTALL) -e '.[test]'
+	@touch $@
+
+.venv/.bench: $(PINS) | .venv/.test
+	@echo "Installing what benchmarks need into .venv (once)"
+	@$(INSTALL) -e '.[bench]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/fleetloop demo $(DEMO_ARGS)
+
+# A test that needs a broker fails where there is none; FLEETLOOP_REQUIRE_BROKER=0 lets it be skipped.
+test: export FLEETLOOP_REQUIRE_BROKER ?= 1
+test: setup .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/fleetloop schemas check
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: setup .venv/.bench
+	$(BIN)/pytest tests/bench -o python_files='bench_*.py' -s $(BENCH_ARGS)
+
+clean:
+	rm -rf .venv *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
