@@ -31,6 +31,7 @@ class ReplicaEvent(NamedTuple):
     pool: str
     replica: str
     state: str
+    slot: Slot
 
 
 class Events(NamedTuple):
@@ -44,8 +45,10 @@ class Events(NamedTuple):
 class Outcome(NamedTuple):
     """What became of an action."""
 
+    accepted: bool
+    """False: an older epoch, or the same with other content; nothing was done."""
     applied: bool
-    """Whether the target is now as asked (also when it was before)."""
+    """Whether the target is now as asked (also when it was before); false while GPUs are lacking."""
     changed: bool
     reason: str
     """In words."""
@@ -75,9 +78,10 @@ class Fleet:
         self.routes: dict[str, dict[str, float]] = {}
         for spec in scenario.pools:
             self.routes.setdefault(spec.route, {})[spec.name] = spec.route_weight
-        self._route_epochs: dict[str, int] = {}
+        self.route_epochs: dict[str, int] = {}
         self._pickers = {route: _picker(weights) for route, weights in self.routes.items()}
-        self._on_gpu: dict[tuple[int, int], list[Replica]] = {}
+        self.on_node: list[list[Replica]] = [[] for _ in self.cluster.nodes]
+        """Replicas by node, in order of their start."""
         self._events = Events([], [], [])
         self._faults: list[tuple[float, int, str, Fault, Replica | None]] = []
         self._fault_number = 0
@@ -126,13 +130,13 @@ class Fleet:
             raise InvalidInput("replicas", replicas, "ask for 0 to 10000")
         refusal = p.scale_epoch.check(epoch, replicas)
         if refusal:
-            return Outcome(False, False, refusal, p.desired)
+            return Outcome(False, False, False, refusal, p.desired)
         staying = p.staying
         missing = replicas - len(staying)
         if dry_run:
             fits = self._fits(p, missing) if missing > 0 else 0
             words = f"would start {fits} of {missing}" if missing > 0 else f"would stop {-missing}"
-            return Outcome(fits == max(missing, 0), missing != 0, words, len(staying))
+            return Outcome(True, fits == max(missing, 0), missing != 0, words, len(staying))
         p.scale_epoch.accept(epoch, replicas)
         changed = p.desired != replicas or missing != 0
         p.desired = replicas
@@ -146,7 +150,7 @@ class Fleet:
             if short
             else "applied"
         )
-        return Outcome(short == 0, changed, reason, len(p.staying))
+        return Outcome(True, short == 0, changed, reason, len(p.staying))
 
     def set_replica_weights(
         self, pool: str, weights: Mapping[str, float], epoch: int, dry_run: bool = False
@@ -155,13 +159,15 @@ class Fleet:
         p = self._pool(pool)
         _check_weights(weights)
         refusal = p.weights_epoch.check(epoch, dict(weights))
-        if refusal or dry_run:
-            return Outcome(not refusal, not refusal and p.weights != weights, refusal or "would apply", len(p.weights))
+        if refusal:
+            return Outcome(False, False, False, refusal, len(p.weights))
         changed = p.weights != weights
+        if dry_run:
+            return Outcome(True, True, changed, "would apply", len(p.weights))
         p.weights_epoch.accept(epoch, dict(weights))
         p.weights = dict(weights)
         p.reroute()
-        return Outcome(True, changed, "applied", len(weights))
+        return Outcome(True, True, changed, "applied", len(weights))
 
     def set_pool_weights(self, route: str, weights: Mapping[str, float], epoch: int, dry_run: bool = False) -> Outcome:
         """Relative weights of the pools of a route; those not named have 0."""
@@ -174,16 +180,16 @@ class Fleet:
         if not any(weights.values()):
             raise InvalidInput("weights", dict(weights), "give at least one pool a weight above 0")
         whole = {name: float(weights.get(name, 0.0)) for name in self.routes[route]}
-        known = self._route_epochs.get(route)
+        known = self.route_epochs.get(route)
         if known is not None and (epoch < known or (epoch == known and whole != self.routes[route])):
-            return Outcome(False, False, f"epoch {epoch} is not newer than {known}", len(whole))
+            return Outcome(False, False, False, f"epoch {epoch} is not newer than {known}", len(whole))
         changed = whole != self.routes[route]
         if dry_run:
-            return Outcome(True, changed, "would apply", len(whole))
-        self._route_epochs[route] = epoch
+            return Outcome(True, True, changed, "would apply", len(whole))
+        self.route_epochs[route] = epoch
         self.routes[route] = whole
         self._pickers[route] = _picker(whole)
-        return Outcome(True, changed, "applied", len(whole))
+        return Outcome(True, True, changed, "applied", len(whole))
 
     def _pool(self, name: str) -> Pool:
         if name not in self.pools:
@@ -265,7 +271,7 @@ class Fleet:
         slow = 1.0
         for other in self._sharing(replica):
             coefficient = pool.spec.interference.get(other.pool)
-            if coefficient and other.engine is not None:
+            if coefficient:
                 share = (other.engine.busy_until(t) - other.seen_busy_s) / self._step_s
                 slow += coefficient * round(4 * min(max(share, 0.0), 1.0)) / 4
         replica.neighbour_slow = slow
@@ -273,12 +279,14 @@ class Fleet:
 
     def _sharing(self, replica: Replica) -> list[Replica]:
         """Other serving replicas that share a GPU with this one, each once."""
-        found: dict[Replica, None] = {}
-        for gpu in replica.slot.gpus:
-            for other in self._on_gpu[(replica.slot.node, gpu)]:
-                if other is not replica and other.state in ("ready", "draining"):
-                    found[other] = None
-        return list(found)
+        gpus = replica.slot.gpus
+        return [
+            other
+            for other in self.on_node[replica.slot.node]
+            if other is not replica
+            and other.state in ("ready", "draining")
+            and not set(gpus).isdisjoint(other.slot.gpus)
+        ]
 
     # ------------------------------------------------------------------ faults
     def _push_fault(self, at_s: float, what: str, fault: Fault, replica: Replica | None) -> None:
@@ -311,7 +319,7 @@ class Fleet:
     def _become(self, replica: Replica, state: str, t: float) -> None:
         replica.state, replica.since_s = state, t
         self.pools[replica.pool].dirty = True
-        self._events.replicas.append(ReplicaEvent(t, replica.pool, replica.name, state))
+        self._events.replicas.append(ReplicaEvent(t, replica.pool, replica.name, state, replica.slot))
 
     def _start_missing(self, pool: Pool, t: float, warm: bool = False) -> int:
         """Starts what is missing as far as there are GPUs; gives what found none."""
@@ -322,8 +330,7 @@ class Fleet:
                 return short
             cold_s = 0.0 if warm else self._cold_start_s(pool)
             replica = pool.add(slot, t, t + cold_s, self._stepwise)
-            for gpu in slot.gpus:
-                self._on_gpu.setdefault((slot.node, gpu), []).append(replica)
+            self.on_node[slot.node].append(replica)
             self._become(replica, "ready" if warm else "starting", t)
         return 0
 
@@ -346,8 +353,7 @@ class Fleet:
 
     def _release(self, pool: Pool, replica: Replica, t: float, state: str) -> None:
         """Gives the GPUs back and stops the bill."""
-        for gpu in replica.slot.gpus:
-            self._on_gpu[(replica.slot.node, gpu)].remove(replica)
+        self.on_node[replica.slot.node].remove(replica)
         self.cluster.give(replica.slot)
         pool.remove(replica, t)
         self._become(replica, state, t)

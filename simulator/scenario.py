@@ -38,6 +38,7 @@ class GpuType(Part):
     """A GPU type: price and what its telemetry is made from."""
 
     usd_per_gpu_hour: Positive = Field(description="Price of one GPU for an hour.")
+    price_source: str = Field("", max_length=500, description="Where the price comes from.")
     mem_total_bytes: Positive = Field(80 * 2**30, description="Device memory.")
     power_idle_w: Positive = Field(70.0, description="Board power without work.")
     power_max_w: Positive = Field(700.0, description="Board power limit.")
@@ -97,6 +98,9 @@ class PoolSpec(Part):
     replicas_min: int = Field(1, ge=0)
     replicas_max: int = Field(ge=0, le=10_000)
     capacity_rps: Positive = Field(description="Prior: requests per s that a replica serves within the SLO.")
+    input_tokens_mean: Positive | None = Field(None, description="Mean prompt that capacity_rps was measured with.")
+    output_tokens_mean: Positive | None = Field(None, description="Mean answer that capacity_rps was measured with.")
+    mode: Literal["observe", "shadow", "approve", "automatic"] = Field("automatic", description="Policy of the pool.")
     engine: EngineConfig
     cold_start: ColdStart = ColdStart()
     slo: Slo = Slo()
@@ -204,7 +208,8 @@ class Scenario(Part):
         used: list[tuple[str, Collection[str], list[str]]] = [
             ("gpus", self.gpus, [n.gpu for n in self.nodes] + [p.gpu for p in self.pools])
         ]
-        used.append(("pools", pools, [f.pool for f in self.faults] + [i for p in self.pools for i in p.interference]))
+        neighbours = [name for pool in self.pools for name in pool.interference]
+        used.append(("pools", pools, [fault.pool for fault in self.faults] + neighbours))
         used.append(("routes", routes, [load.route for load in self.load]))
         senders = [t for s in self.load for t in ([s.tenant] if isinstance(s, SyntheticLoad) else s.tenants)]
         used.append(("tenants", tenants, senders))
