@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from schemas import arrow
 from schemas.base import MS_LIMIT_S
 from schemas.errors import InvalidRecord
 from schemas.log import CONTENT_ARROW, CONTENT_JSON
@@ -24,6 +26,17 @@ from schemas.topics import ce_type
 
 ROWS_MAX = 100_000
 TEXT_MAX = 200
+_META_NAME = (re.compile(r"[^/]{1,200}"), "a name of 1 to 200 printable characters, no slash")
+_META_TEXT = (re.compile(r".{1,200}"), "1 to 200 printable characters")
+_META_WHOLE = (re.compile(r"[0-9]{1,15}"), "a whole number")
+_META_NUMBER = (re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?"), "a number in plain decimals")
+_META = {
+    **dict.fromkeys(("node", "pool"), _META_NAME),
+    **dict.fromkeys(("seq", "dropped", "version", "size_s"), _META_WHOLE),
+    **dict.fromkeys(("start_s", "until_s"), _META_NUMBER),
+    "closed": (re.compile("[01]"), "0 or 1"),
+}
+"""What entries of a schema's metadata look like, by name."""
 _TYPES = {"f64": pa.float64(), "i64": pa.int64(), "text": pa.utf8(), "pairs": pa.list_(pa.uint32())}
 
 
@@ -38,6 +51,17 @@ class Column(NamedTuple):
     low: float = 0.0
     high: float = math.inf
     choices: tuple[str, ...] = ()
+    plain: bool = False
+    """Text that becomes part of keys and of `Name`s: no slash."""
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it is a point in time, Unix s (where milliseconds are a mistake)."""
+        return self.unit == "s" and (self.name.endswith("at_s") or self.name == "start_s")
+
+
+Refuse = Callable[[Column, np.ndarray, str, str], None]
+T = TypeVar("T")
 
 
 class RowRefusal(NamedTuple):
@@ -107,6 +131,14 @@ class Columns:
         self.meta = dict(meta)
         self.json_too = json_too
         self._fields = [pa.field(c.name, _TYPES[c.type], nullable=not c.required) for c in columns]
+        numbers = [c for c in columns if c.type in ("f64", "i64")]
+        latest = np.nextafter(MS_LIMIT_S, 0)
+        self._bounds = (
+            np.array([[c.low] for c in numbers]),
+            np.array([[min(c.high, latest) if c.is_time else c.high] for c in numbers]),
+            np.array([c.required for c in numbers], bool),
+            np.array([i for i, c in enumerate(numbers) if c.type == "i64"], np.int64),
+        )
         COLUMNAR[self.type] = self
 
     def arrow_schema(self, meta: Mapping[str, str] | None = None) -> Any:
@@ -142,109 +174,198 @@ class Columns:
 
     def decode(self, value: bytes, content_type: str = CONTENT_ARROW) -> Batch:
         """Bytes to the rows that can be taken. Raises InvalidRecord where the record as a whole cannot be."""
+        rows: _Rows
         if content_type.startswith(CONTENT_JSON):
             if not self.json_too:
                 raise InvalidRecord("undecodable", "content-type", content_type, f"send {CONTENT_ARROW}")
-            meta: dict[str, str] = {}
-            table: Any = self._from_json(value)
+            rows, meta = JsonRows(value, self.columns), {}
         else:
-            table, meta = self._from_arrow(value)
-        if table.num_rows > ROWS_MAX:
-            raise InvalidRecord("invalid", "rows", table.num_rows, f"send at most {ROWS_MAX} rows in a record")
-        return self._check(table, meta)
+            rows = ArrowRows(value, self.columns)
+            meta = self._checked_meta(rows.meta)
+        return self._check(rows, meta)
 
-    def _from_arrow(self, value: bytes) -> tuple[Any, dict[str, str]]:
-        try:
-            with pa.ipc.open_stream(value) as reader:
-                table = reader.read_all()
-            table.validate(full=True)
-            raw = table.schema.metadata or {}
-            meta = {k.decode(): v.decode() for k, v in raw.items()}
-        except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError, MemoryError) as error:
-            raise InvalidRecord("undecodable", "value", value[:40], f"send an Arrow IPC stream ({error})") from None
-        if meta.get("kind", self.kind) != self.kind:
+    def _checked_meta(self, raw: Mapping[str, str]) -> dict[str, str]:
+        """The entries that the kind knows. Raises InvalidRecord for one that cannot be what it says."""
+        if raw.get("kind", self.kind) != self.kind:
             raise InvalidRecord(
-                "invalid", "kind", meta["kind"], f"ce_type and schema metadata must both say {self.kind}"
+                "invalid", "kind", raw["kind"], f"ce_type and schema metadata must both say {self.kind}"
             )
-        return table, meta
+        meta = {name: raw[name] for name in self.meta if name in raw}
+        for name, value in meta.items():
+            pattern, remedy = _META.get(name, _META_TEXT)
+            if not pattern.fullmatch(value) or not value.isprintable():
+                raise InvalidRecord("invalid", name, value, f"in the schema metadata, send {remedy}")
+        return meta
 
-    def _from_json(self, value: bytes) -> Any:
-        try:
-            rows = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRecord(
-                "undecodable", "value", value[:80], f"send JSON: one row or an array of rows ({error})"
-            ) from None
-        rows = rows if isinstance(rows, list) else [rows]
-        if not all(isinstance(row, dict) for row in rows):
-            raise InvalidRecord("invalid", "value", value[:80], "every row must be a JSON object")
-        # Each cell is typed on its own, so that one bad row does not take the others with it.
-        cells: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in self.columns}
-        return _Cells(len(rows), cells)
-
-    def _check(self, table: Any, meta: dict[str, str]) -> Batch:
-        n = table.num_rows
+    def _check(self, source: _Rows, meta: dict[str, str]) -> Batch:
+        n = source.rows
         batch = Batch(n, {}, {}, {}, {}, meta, index=np.arange(n))
         good = np.ones(n, bool)
 
-        def refuse(column: Column, bad: np.ndarray, reason: str, remedy: str, shown: Any) -> None:
+        def refuse(column: Column, bad: np.ndarray, reason: str, remedy: str) -> None:
             rows = np.flatnonzero(bad & good)
             if len(rows):
-                value = repr(shown(int(rows[0])))[:120]
+                value = repr(source.shown(column, int(rows[0])))[:120]
                 batch.refused.append(RowRefusal(reason, column.name, value, remedy, tuple(rows.tolist())))
                 good[rows] = False
 
+        measured = self._numbers(source, batch)
         for column in self.columns.values():
-            if isinstance(table, _Cells):
-                wrong = table.convert(column)
-                refuse(
-                    column,
-                    wrong,
-                    "invalid",
-                    f"send {column.type} {column.unit}".strip(),
-                    table.shown(column.name),
-                )
-                source = table.arrays[column.name]
-            else:
-                source = _column(table, column)
+            wrong = source.wrong(column)
+            if wrong is not None:
+                refuse(column, wrong, "invalid", f"send {column.type} {column.unit}".strip())
             if column.type == "text":
                 _take_text(batch, column, source, refuse)
             elif column.type == "pairs":
-                _take_pairs(batch, column, source, refuse)
-            else:
-                _take_numbers(batch, column, source, refuse)
+                lists = batch.pairs[column.name] = source.lists(column)
+                odd = np.array([v is not None and len(v) % 2 == 1 for v in lists], bool)
+                refuse(column, odd, "invalid", "send bucket, count, bucket, count, ...")
+            elif column.name in measured:
+                _judge_numbers(column, batch.numbers[column.name], source.nulls(column), refuse)
         return batch.keep(good)
+
+    def _numbers(self, source: _Rows, batch: Batch) -> set[str]:
+        """Takes every number column; gives those that may hold something wrong (all are judged at once)."""
+        columns = [c for c in self.columns.values() if c.type in ("f64", "i64")]
+        values = np.empty((len(columns), source.rows))
+        nulls = np.zeros(len(columns), np.int64)
+        for i, column in enumerate(columns):
+            nulls[i] = source.numbers(column, values[i])
+            batch.numbers[column.name] = values[i]
+        low, high, required, whole = self._bounds
+        odd = np.isfinite(values).sum(axis=1) != source.rows - nulls
+        odd |= ((values < low) | (values > high)).any(axis=1)
+        odd |= required & (nulls > 0)
+        odd[whole] |= (np.abs(values[whole] - np.round(values[whole])) > 0).any(axis=1)
+        return {columns[i].name for i in np.flatnonzero(odd).tolist()}
 
 
 COLUMNAR: dict[str, Columns] = {}
 """`ce_type` -> columnar kind."""
 
 
-class _Cells:
-    """JSON rows as columns; cells of a wrong type become null and are reported."""
+class _Rows(Protocol):
+    """The rows of a record, from whichever encoding."""
 
-    def __init__(self, num_rows: int, cells: dict[str, list[Any]]) -> None:
-        self.num_rows = num_rows
-        self.cells = cells
-        self.arrays: dict[str, Any] = {}
+    rows: int
 
-    def convert(self, column: Column) -> np.ndarray:
-        cells = self.cells[column.name]
-        ok = [c is None or _fits(column.type, c) for c in cells]
-        if column.type in ("f64", "i64"):
-            # through float: whole numbers sent as 12.0 are whole numbers, and Arrow refuses ints beyond 2^53 as f64
-            self.arrays[column.name] = pa.array(
-                [float(c) if c is not None and o else None for c, o in zip(cells, ok, strict=True)],
-                pa.float64(),
-            )
-        else:
-            self.arrays[column.name] = pa.array(
-                [c if o else None for c, o in zip(cells, ok, strict=True)], _TYPES[column.type]
-            )
-        return ~np.array(ok, bool)
+    def numbers(self, column: Column, into: np.ndarray) -> int:
+        """Fills `into` with a number column, NaN = unknown; gives how many are unknown."""
 
-    def shown(self, name: str) -> Any:
-        return lambda row: self.cells[name][row]
+    def nulls(self, column: Column) -> np.ndarray:
+        """Where a column is unknown."""
+
+    def codes(self, column: Column) -> tuple[np.ndarray, list[str]]:
+        """A text column: code per row (-1 = unknown) and distinct values."""
+
+    def lists(self, column: Column) -> list[np.ndarray | None]:
+        """A column of lists."""
+
+    def wrong(self, column: Column) -> np.ndarray | None:
+        """Where a cell is of another type (and therefore unknown); None: nowhere."""
+
+    def shown(self, column: Column, row: int) -> Any:
+        """One cell, for a message."""
+
+
+class ArrowRows:
+    """The rows of an Arrow stream."""
+
+    def __init__(self, value: bytes, columns: Mapping[str, Column]) -> None:
+        self.rows, self.arrays, self.meta = arrow.read_stream(value, set(columns), ROWS_MAX)
+
+    def _read(self, column: Column, read: Callable[[Any], T]) -> T:
+        array = self.arrays[column.name]
+        try:
+            return read(array)
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise InvalidRecord(
+                "invalid", column.name, str(array.type), f"send the column as {_TYPES[column.type]} ({error})"
+            ) from None
+
+    def numbers(self, column: Column, into: np.ndarray) -> int:
+        array = self.arrays.get(column.name)
+        if array is None or array.null_count == self.rows:
+            into[:] = np.nan
+            return self.rows
+        into[:] = self._read(column, arrow.numbers)
+        if pa.types.is_dictionary(array.type):
+            return int(self.nulls(column).sum())
+        return int(array.null_count)
+
+    def nulls(self, column: Column) -> np.ndarray:
+        array = self.arrays.get(column.name)
+        if array is None:
+            return np.ones(self.rows, bool)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        return np.asarray(array.is_null().to_numpy(zero_copy_only=False), bool)
+
+    def codes(self, column: Column) -> tuple[np.ndarray, list[str]]:
+        if column.name not in self.arrays:
+            return np.full(self.rows, -1, np.int32), []
+        return self._read(column, arrow.text_codes)
+
+    def lists(self, column: Column) -> list[np.ndarray | None]:
+        if column.name not in self.arrays:
+            return [None] * self.rows
+        return self._read(column, arrow.integer_lists)
+
+    def wrong(self, column: Column) -> np.ndarray | None:
+        return None
+
+    def shown(self, column: Column, row: int) -> Any:
+        array = self.arrays.get(column.name)
+        return None if array is None else array[row].as_py()
+
+
+class JsonRows:
+    """Rows sent as JSON: one object or an array of them. A cell of a wrong type spoils its own row alone."""
+
+    def __init__(self, value: bytes, columns: Mapping[str, Column]) -> None:
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRecord(
+                "undecodable", "value", value[:80], f"send JSON: one row or an array of rows ({error})"
+            ) from None
+        found = found if isinstance(found, list) else [found]
+        self.rows = len(found)
+        if self.rows > ROWS_MAX:
+            raise InvalidRecord("too_large", "rows", self.rows, f"send at most {ROWS_MAX} rows in a record")
+        if not all(isinstance(row, dict) for row in found):
+            raise InvalidRecord("invalid", "value", value[:80], "every row must be a JSON object")
+        self.cells: dict[str, list[Any]] = {name: [row.get(name) for row in found] for name in columns}
+        self._fits = {
+            name: np.array([c is None or _fits(columns[name].type, c) for c in cells], bool)
+            for name, cells in self.cells.items()
+        }
+
+    def _kept(self, column: Column) -> list[Any]:
+        cells, fits = self.cells[column.name], self._fits[column.name].tolist()
+        return [c if ok else None for c, ok in zip(cells, fits, strict=True)]
+
+    def numbers(self, column: Column, into: np.ndarray) -> int:
+        cells = self._kept(column)
+        into[:] = [np.nan if c is None else float(c) for c in cells]
+        return sum(c is None for c in cells)
+
+    def nulls(self, column: Column) -> np.ndarray:
+        return np.array([c is None for c in self._kept(column)], bool)
+
+    def codes(self, column: Column) -> tuple[np.ndarray, list[str]]:
+        distinct: dict[str, int] = {}
+        codes = [-1 if c is None else distinct.setdefault(c, len(distinct)) for c in self._kept(column)]
+        return np.array(codes, np.int32), list(distinct)
+
+    def lists(self, column: Column) -> list[np.ndarray | None]:
+        return [None if c is None else np.array(c, np.uint32) for c in self._kept(column)]
+
+    def wrong(self, column: Column) -> np.ndarray | None:
+        return ~self._fits[column.name]
+
+    def shown(self, column: Column, row: int) -> Any:
+        return self.cells[column.name][row]
 
 
 def _fits(kind: str, cell: Any) -> bool:
@@ -258,89 +379,37 @@ def _fits(kind: str, cell: Any) -> bool:
         return True
     if kind == "pairs":
         return isinstance(cell, list) and all(type(c) is int and 0 <= c < 2**32 for c in cell)
-    if isinstance(cell, bool) or not isinstance(cell, int | float) or abs(cell) > 2**63:
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
         return False
-    return kind == "f64" or not math.isfinite(cell) or float(cell).is_integer()
+    # whole numbers sent as 12.0 are whole numbers; an int beyond 2^63 is no measurement (and no float, beyond 2^1023)
+    return isinstance(cell, float) or abs(cell) <= 2**63
 
 
-def _column(table: Any, column: Column) -> Any:
-    """A column of an Arrow table in our type; a missing one is all null. Raises InvalidRecord for another type."""
-    found = table.schema.get_all_field_indices(column.name)
-    if not found:
-        return pa.nulls(table.num_rows, _TYPES[column.type])
-    array = table.column(found[0])
-    want = _TYPES[column.type]
-    try:
-        if pa.types.is_dictionary(array.type):
-            array = array.cast(array.type.value_type)
-        numeric = pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_null(array.type)
-        if column.type in ("f64", "i64") and not numeric:
-            raise pa.ArrowInvalid("not a number")
-        # Whole numbers may come as any number type; they are checked to be whole as float64 below.
-        array = array.cast(pa.float64() if column.type == "i64" and pa.types.is_floating(array.type) else want)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise InvalidRecord("invalid", column.name, str(array.type), f"send the column as {want} ({error})") from None
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
-def _flat(array: Any, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values (float64) and null mask."""
-    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else np.zeros(len(array), bool)
-    filled = array.fill_null(0) if array.null_count else array
-    return np.asarray(filled.to_numpy(zero_copy_only=False), dtype), nulls
-
-
-def _take_numbers(batch: Batch, column: Column, array: Any, refuse: Any) -> None:
-    values, nulls = _flat(array, np.float64)
-    values = values.copy()
-
-    def shown(row: int) -> Any:
-        return None if nulls[row] else float(values[row])
-
-    refuse(column, ~np.isfinite(values), "not_finite", "send null for unknown, never NaN or infinity", shown)
+def _judge_numbers(column: Column, values: np.ndarray, nulls: np.ndarray, refuse: Refuse) -> None:
+    bad = ~np.isfinite(values) & ~nulls
+    refuse(column, bad, "not_finite", "send null for unknown, never NaN or infinity")
     if column.required:
-        refuse(column, nulls, "invalid", "this column is required", shown)
-    if column.unit == "s" and column.name.endswith("at_s"):
-        refuse(column, values >= MS_LIMIT_S, "time_unit", "send seconds since 1970, not milliseconds", shown)
+        refuse(column, nulls, "invalid", "this column is required")
+    if column.is_time:
+        refuse(column, values >= MS_LIMIT_S, "time_unit", "send seconds since 1970, not milliseconds")
     if column.type == "i64":
-        refuse(
-            column,
-            np.isfinite(values) & (values != np.floor(values)),
-            "invalid",
-            "send a whole number",
-            shown,
-        )
+        refuse(column, np.isfinite(values) & (values != np.floor(values)), "invalid", "send a whole number")
     outside = (values < column.low) | (values > column.high)
-    remedy = f"send {column.low:g} or more" if column.high == math.inf else f"send {column.low:g} to {column.high:g}"
-    refuse(column, outside & ~nulls, "out_of_bounds", f"{remedy} {column.unit}".strip(), shown)
-    values[nulls] = np.nan
-    batch.numbers[column.name] = values
+    upper = " or more" if column.high == math.inf else f" to {column.high:g}"
+    refuse(column, outside, "out_of_bounds", f"send {column.low:g}{upper} {column.unit}".strip())
 
 
-def _take_text(batch: Batch, column: Column, array: Any, refuse: Any) -> None:
-    encoded = array.dictionary_encode()
-    codes, nulls = _flat(encoded.indices, np.int32)
-    codes = codes.copy()
-    codes[nulls] = -1
-    values: list[str] = encoded.dictionary.to_pylist()
-
-    def shown(row: int) -> Any:
-        return None if codes[row] < 0 else values[codes[row]]
-
+def _take_text(batch: Batch, column: Column, source: _Rows, refuse: Refuse) -> None:
+    codes, values = source.codes(column)
     if column.required:
-        refuse(column, codes < 0, "invalid", "this column is required", shown)
-    bad = np.array(
-        [len(v) > TEXT_MAX or not v.isprintable() or (bool(column.choices) and v not in column.choices) for v in values]
-        + [False]
-    )
-    choices = f"one of {', '.join(column.choices)}" if column.choices else f"at most {TEXT_MAX} printable characters"
-    refuse(column, bad[codes], "invalid", f"send {choices}", shown)
+        refuse(column, codes < 0, "invalid", "this column is required")
+    if column.choices:
+        bad = [v not in column.choices for v in values]
+        remedy = f"send one of {', '.join(column.choices)}"
+    else:
+        bad = [not 0 < len(v) <= TEXT_MAX or not v.isprintable() or (column.plain and "/" in v) for v in values]
+        remedy = f"send 1 to {TEXT_MAX} printable characters" + (", no slash" if column.plain else "")
+    if any(bad):
+        refuse(column, np.array([*bad, False])[codes], "invalid", remedy)
     batch.codes[column.name] = codes
     batch.values[column.name] = values
-
-
-def _take_pairs(batch: Batch, column: Column, array: Any, refuse: Any) -> None:
-    lists: list[np.ndarray | None] = [None if v is None else np.asarray(v, np.uint32) for v in array.to_pylist()]
-    odd = np.array([v is not None and len(v) % 2 == 1 for v in lists], bool)
-    refuse(column, odd, "invalid", "send bucket, count, bucket, count, ...", lambda row: lists[row])
-    batch.pairs[column.name] = lists

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from schemas.base import Name, NonNegative, Ratio, Record, Seconds, refusal, register
+from schemas.base import Name, NonNegative, Ratio, Record, Seconds, canonical, refusal, register
 
 ObjectKind = Literal["deployment", "pool", "price", "tenant", "fleet", "signer", "limits"]
 Mode = Literal["observe", "shadow", "approve", "automatic"]
@@ -19,7 +19,7 @@ class Deployment(Record):
     origin_ms: int = Field(ge=0, description="Unix ms at which fleet time and wall time agree.")
     speed: float = Field(1.0, gt=0, le=1000, description="Fleet seconds per wall second; 1 in production.")
     local: bool = Field(False, description="Local partition counts.")
-    partitions: dict[str, int] = Field(description="Topic -> partitions.")
+    partitions: dict[str, int] = Field(max_length=100, description="Topic -> partitions.")
 
     def log_ms(self, append_ms: int) -> int:
         """Fleet time in ms of a broker append time (or of any Unix ms): origin + speed x (append - origin)."""
@@ -86,7 +86,7 @@ class FleetSpec(Record):
 
     mode: Mode = Field("automatic", description="No pool acts more freely than this.")
     gpus_max: dict[str, NonNegative] = Field(
-        default_factory=dict, description="GPU type -> most GPUs allocated. Missing: no bound."
+        default_factory=dict, max_length=1000, description="GPU type -> most GPUs allocated. Missing: no bound."
     )
     usd_per_hour_max: NonNegative | None = Field(
         None, description="Most spent per hour at the planned allocation, USD."
@@ -146,7 +146,9 @@ class ConfigObject(Record):
     deleted: bool = Field(False, description="True: the object is gone.")
     at_s: Seconds = Field(0.0, description="When it was applied, Unix s.")
     actor: str = Field("", max_length=200, description="Who applied it.")
-    spec: dict[str, Any] = Field(default_factory=dict, description="The object; its schema depends on the kind.")
+    spec: dict[str, Any] = Field(
+        default_factory=dict, max_length=200, description="The object; its schema depends on the kind."
+    )
 
     @property
     def key(self) -> str:
@@ -156,12 +158,20 @@ class ConfigObject(Record):
     def typed(self) -> Record:
         """The spec as its class. Raises InvalidRecord that names field, value and remedy."""
         try:
-            return SPECS[self.object_kind].model_validate(self.spec)
+            return self._spec()
         except ValidationError as error:
             raise refusal(f"config {self.key}", error) from None
 
     @model_validator(mode="after")
     def _check(self) -> ConfigObject:
         if not self.deleted:
-            SPECS[self.object_kind].model_validate(self.spec)
+            self._spec()
         return self
+
+    def _spec(self) -> Record:
+        # as JSON, strictly: what a spec says must not depend on whether it came by YAML or by the log
+        try:
+            data = canonical(self.spec)
+        except TypeError as error:
+            raise ValueError(f"spec: only what JSON can say: {error}") from None
+        return SPECS[self.object_kind].model_validate_json(data, strict=True)

@@ -34,14 +34,14 @@ ENDED: frozenset[str] = frozenset(
 class ScaleAction(Record):
     """So many replicas, absolute."""
 
-    type: Literal["scale"] = "scale"
+    type: Literal["scale"] = Field("scale", description="Kind of action.")
     replicas: int = Field(ge=0, le=100_000, description="Replicas that the pool shall have.")
 
 
 class RerouteAction(Record):
     """Weights of replicas within a pool (or of pools within a route), absolute; what is not named keeps weight 1."""
 
-    type: Literal["reroute"] = "reroute"
+    type: Literal["reroute"] = Field("reroute", description="Kind of action.")
     scope: Literal["replicas", "pools"] = Field("replicas", description="What the weights are of.")
     weights: dict[str, Ratio] = Field(max_length=10_000, description="Name -> weight 0 (none) to 1 (full).")
 
@@ -204,8 +204,8 @@ class ExecutorResult(Record):
         description="skipped: expired, or older than what is in force."
     )
     dry_run: bool = Field(False, description="True: nothing was changed.")
-    before: dict[str, Any] = Field(default_factory=dict, description="State seen before.")
-    after: dict[str, Any] = Field(default_factory=dict, description="State asked for.")
+    before: dict[str, Any] = Field(default_factory=dict, max_length=10_000, description="State seen before.")
+    after: dict[str, Any] = Field(default_factory=dict, max_length=10_000, description="State asked for.")
     detail: str = Field("", max_length=2000, description="Error or note.")
     took_s: NonNegative = Field(0.0, description="Wall time that it took, s.")
 

@@ -19,11 +19,16 @@ class InvalidInput(FleetloopError):
     """Input from outside is wrong: names the field, the value and the remedy."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        shown = repr(value)
-        self.field = field
-        self.value = shown if len(shown) <= 120 else shown[:117] + "..."
-        self.remedy = remedy
-        super().__init__(f"{field}: {self.value}: {remedy}")
+        self.field = _bounded(field, 200)
+        self.value = _bounded(repr(value), 120)
+        self.remedy = _bounded(remedy, 1000)
+        super().__init__(f"{self.field}: {self.value}: {self.remedy}")
+
+
+def _bounded(text: str, length: int) -> str:
+    """Texts quote what a stranger sent: keep them short, and valid UTF-8."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class InvalidRecord(InvalidInput):

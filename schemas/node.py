@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -81,7 +81,7 @@ ENGINE_SAMPLES = Columns(
     "engine.samples",
     "One row an engine replica and scrape. Counters as read, since the engine's start.",
     [
-        Column("replica", "text", "Name of the replica.", required=True),
+        Column("replica", "text", "Name of the replica.", required=True, plain=True),
         Column("at_s", "f64", "When it was scraped, Unix time.", "s", required=True),
         Column("start_s", "f64", "Start of the engine process, Unix time: another value is a restart.", "s"),
         Column(
@@ -117,7 +117,7 @@ class GpuEntry(Record):
     """One GPU of a node."""
 
     gpu: int = Field(ge=0, le=1023, description="Index on the node.")
-    uuid: str = Field("", description="NVML uuid.")
+    uuid: str = Field("", max_length=100, description="NVML uuid.")
     gpu_type: Name = Field(description="Product name as in the price list, e.g. H100.")
     mem_total_bytes: NonNegative | None = Field(None, description="Device memory, bytes.")
 
@@ -127,7 +127,9 @@ class ReplicaEntry(Record):
 
     replica: Name = Field(description="Name of the replica, unique in the fleet.")
     pool: Name = Field(description="The pool that it serves.")
-    gpus: list[int] = Field(max_length=64, description="Indices of the GPUs that it runs on.")
+    gpus: list[Annotated[int, Field(ge=0, le=1023)]] = Field(
+        max_length=64, description="Indices of the GPUs that it runs on."
+    )
     gpu_share: Ratio = Field(1.0, description="Share of those GPUs that is billed to it (co-located replicas).")
     state: ReplicaState = Field(description="starting, ready, draining, asleep or failed.")
     billed: bool = Field(True, description="Whether its GPUs are paid for now (loading and draining are).")

@@ -61,7 +61,7 @@ GPU_WINDOWS = Columns(
     "gpu.windows",
     "Utilisation per GPU and window, time-weighted. GPUs that serve no pool come under the pool `-`.",
     [
-        Column("node", "text", "Host name.", required=True),
+        Column("node", "text", "Host name.", required=True, plain=True),
         Column("gpu", "i64", "Index on the node.", required=True, high=1023),
         Column("gpu_type", "text", "Product name."),
         Column("status", "text", "lost: it no longer answers.", choices=("ok", "lost")),
@@ -92,8 +92,8 @@ ENGINE_WINDOWS = Columns(
     "One row a replica: what it holds (from the inventory) and what it did (from its counters). "
     "Early rows once a second while the window is open.",
     [
-        Column("replica", "text", "Name of the replica.", required=True),
-        Column("node", "text", "Host name.", required=True),
+        Column("replica", "text", "Name of the replica.", required=True, plain=True),
+        Column("node", "text", "Host name.", required=True, plain=True),
         Column(
             "state",
             "text",
