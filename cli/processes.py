@@ -40,16 +40,16 @@ def register(app: typer.Typer) -> None:
     app.add_typer(executors, name="execute")
 
 
-def serve(main: Processes) -> None:
+def serve(app: str, main: Processes) -> None:
     """Runs an edge process until SIGINT or SIGTERM: settings and deployment are read, `stop` is set by the signal."""
 
     async def work() -> None:
         from streams.deployment import read_deployment
-        from streams.logs import configure_logs
+        from streams.logs import setup_logs
         from streams.settings import load_settings
 
         settings = load_settings()
-        configure_logs(settings)
+        setup_logs(settings, app=app)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -66,13 +66,16 @@ def worker(
     Start it on as many machines as you like: Kafka's consumer groups share the partitions out.
     """
 
-    def work() -> int:
+    async def work() -> int:
+        from agents.run import run_level, run_worker
         from streams.settings import load_settings
-        from streams.supervisor import run_worker
 
-        return run_worker(load_settings(), [item.value for item in level or list(Level)])
+        names = [item.value for item in level or list(Level)]
+        if len(names) == 1:
+            return await run_level(names[0], load_settings())
+        return await run_worker(load_settings(), tuple(names))
 
-    guarded(work)
+    run(work())
 
 
 def views() -> None:
@@ -108,7 +111,7 @@ def simulate(
             chosen = chosen.for_trace(str(trace), scale, duration)
         await run_simulator(settings, deployment, chosen, SimulatorOptions(port=port), stop)
 
-    serve(main)
+    serve("simulator", main)
 
 
 @exporters.command("nvml")
@@ -123,7 +126,7 @@ def export_nvml(
 
         await run_nvml(settings, deployment, NvmlOptions.of(mapping_file=mapping, node=node), stop)
 
-    serve(main)
+    serve("nvml", main)
 
 
 @exporters.command("engines")
@@ -138,7 +141,7 @@ def export_engines(
 
         await run_engines(settings, deployment, EngineOptions.of(targets=target, node=node), stop)
 
-    serve(main)
+    serve("engines", main)
 
 
 @exporters.command("intake")
@@ -155,7 +158,7 @@ def export_intake(
 
         await run_intake(settings, deployment, IntakeOptions.of(host=host, port=port), stop)
 
-    serve(main)
+    serve("intake", main)
 
 
 @exporters.command("trace-file")
@@ -173,7 +176,7 @@ def export_trace_file(
         options = TraceFileOptions.of(file=file, pool=pool, tenant=tenant, speed=speed)
         await run_trace_file(settings, deployment, options, stop)
 
-    serve(main)
+    serve("trace-file", main)
 
 
 @executors.command("simulator")
@@ -189,7 +192,7 @@ def execute_simulator(
 
         await run_executor(settings, deployment, SimulatorTarget.of(url=url), stop, dry_run=dry_run)
 
-    serve(main)
+    serve("executor", main)
 
 
 @executors.command("webhook")
@@ -206,4 +209,4 @@ def execute_webhook(
 
         await run_executor(settings, deployment, WebhookTarget.of(url=url, name=name), stop, dry_run=dry_run)
 
-    serve(main)
+    serve("executor", main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -15,9 +16,11 @@ from rich.text import Text
 from cli.console import cell, err
 from cli.plan import Plan
 from streams.reader import LogReader, log_record
-from views.tally import TOPICS, Tally
+from views.records import SOURCES
+from views.rows import Rows
+from views.tally import Tally
 
-REFRESH_S = 0.5
+REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
 SETTLE_WALL_S = 90.0
 DECISIONS_SHOWN = 12
@@ -41,6 +44,8 @@ class Watch:
     def __init__(self, plan: Plan, *, as_json: bool) -> None:
         self.plan = plan
         self.tally = Tally()
+        self.rows = Rows()
+        self.found: dict[str, Any] = self.tally.summary()
         self.ledger: dict[str, Any] = {}
         self.first_decision_s: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -51,7 +56,7 @@ class Watch:
 
     async def __aenter__(self) -> Watch:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
-        self._tasks = [asyncio.create_task(self._follow(topic)) for topic in TOPICS]
+        self._tasks = [asyncio.create_task(self._follow(topic)) for topic in SOURCES]
         if self._live is not None:
             self._live.start()
         return self
@@ -70,7 +75,9 @@ class Watch:
         async with LogReader(self.plan.settings, topic) as reader:
             async for batch in reader.follow():
                 for record in batch:
-                    self.tally.apply(topic, log_record(record, deployment.log_ms(record.timestamp)))
+                    seen = log_record(record, deployment.log_ms(record.timestamp))
+                    self.tally.apply(topic, seen)
+                    self.rows.apply(topic, seen)
                 if batch:
                     await asyncio.sleep(0)  # other topics have their turn
 
@@ -96,6 +103,11 @@ class Watch:
             await asyncio.sleep(REFRESH_S)
         return self.complete()
 
+    @property
+    def decisions(self) -> Mapping[str, dict[str, Any]]:
+        """Decisions by id, in the order in which they were first seen."""
+        return self.rows.tables["decisions"]
+
     def complete(self) -> bool:
         """sent = windowed + dead letters = billed + dead letters."""
         r = self.requests()
@@ -105,15 +117,13 @@ class Watch:
         """Requests sent (by the simulator's ledger), windowed, billed, dead-lettered."""
         return {
             "sent": int(self.ledger.get("ended", 0)),
-            "windowed": self.tally.windowed,
-            "billed": self.tally.billed,
-            "dead_letters": self.tally.dead_letters,
+            **self.found["requests"],
         }
 
     async def summary(self) -> dict[str, Any]:
         """The demo's result as plain values."""
         await self._read_ledger()
-        found = self.tally.summary()
+        found = self.found = self.tally.summary()
         return {
             "records": found["records"],
             "decisions": found["decisions"],
@@ -143,7 +153,8 @@ class Watch:
             if task.done():
                 task.result()
         await self._read_ledger()
-        if self.first_decision_s is None and self.tally.decisions:
+        self.found = self.tally.summary()
+        if self.first_decision_s is None and self.decisions:
             self.first_decision_s = round(time.monotonic() - self.plan.started, 1)
         if self._live is not None:
             self._live.update(Group(*self._screen()), refresh=True)
@@ -178,7 +189,7 @@ class Watch:
         )
         for name in names:
             pools.add_column(name, no_wrap=True)
-        for s in self.tally.pools.values():
+        for s in self.rows.tables["pools"].values():
             replicas = "/".join(cell(s.get(k)) for k in ("replicas_ready", "replicas_target", "replicas_wanted"))
             pools.add_row(
                 s["pool"],
@@ -194,7 +205,7 @@ class Watch:
         decisions = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("at", "state", "pool", "action", "why"):
             decisions.add_column(name, no_wrap=True, overflow="ellipsis")
-        for d in list(self.tally.decisions.values())[-DECISIONS_SHOWN:]:
+        for d in list(self.decisions.values())[-DECISIONS_SHOWN:]:
             p = d["proposal"]
             decisions.add_row(
                 _clock(p["at_s"], self.plan),
@@ -203,12 +214,12 @@ class Watch:
                 _action(p),
                 p["reason"],
             )
-        if not self.tally.decisions:
+        if not self.decisions:
             decisions.add_row("", "", "", "", "no decisions yet: the planner acts when load, health or cost ask for it")
         return [self._headline(), Text(""), pools, Text(""), decisions]
 
     def _lines(self) -> None:
-        for id, d in self.tally.decisions.items():
+        for id, d in self.decisions.items():
             if self._said.get(id) != d["state"]:
                 p = d["proposal"]
                 if id not in self._said:
