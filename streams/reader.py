@@ -135,11 +135,13 @@ def header(record: Any, name: str) -> str:
 
 def log_record(record: Any, at_ms: int) -> LogRecord:
     """A Kafka record as a fold sees it; `at_ms` is its log time."""
-    kind = content = ""
+    kind = content = id = ""
     for name, value in record.headers or ():
-        if name == "ce_type":
+        if name == "ce_id":
+            id = value.decode("utf-8", "replace") if value else ""
+        elif name == "ce_type":
             kind = value.decode("utf-8", "replace") if value else ""
         elif name == "content-type":
             content = value.decode("utf-8", "replace") if value else ""
     key = record.key.decode("utf-8", "replace") if record.key else ""
-    return LogRecord(record.offset, at_ms, kind, key, record.value or b"", content or CONTENT_JSON)
+    return LogRecord(record.offset, at_ms, kind, key, record.value or b"", content or CONTENT_JSON, id)
