@@ -102,6 +102,7 @@ class LocalBroker:
         port: of the listener on 127.0.0.1; None takes a free one at the first start and keeps it.
         heap_mb: the JVM's heap in MiB (about 230 MB are resident with the default).
 
+    `with LocalBroker(...) as broker: broker.start()` stops it at the end, also where `start` was interrupted.
     All calls block; they are not meant to be called from two threads at once.
     """
 
@@ -190,8 +191,7 @@ class LocalBroker:
         self.start()
 
     def __enter__(self) -> LocalBroker:
-        if not self.running:
-            self.start()
+        """Starts nothing, so that `start` can be given its progress; the end of the block stops the broker."""
         return self
 
     def __exit__(

