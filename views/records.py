@@ -1,0 +1,69 @@
+"""From a record of a result topic to its typed value: what rows and tally have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# Imported for their registration in KINDS and COLUMNAR: what is not imported could not be decoded.
+import schemas.config
+import schemas.costs
+import schemas.deadletters
+import schemas.decisions
+import schemas.findings
+import schemas.forecasts
+import schemas.signals  # noqa: F401
+from schemas.base import KINDS, Record, decode
+from schemas.columns import COLUMNAR, Batch
+from schemas.errors import InvalidRecord
+from schemas.log import LogRecord
+from schemas.topics import (
+    AUDIT,
+    COST_WINDOWS,
+    DEAD_LETTERS,
+    DECISION_EVENTS,
+    DECISIONS,
+    FINDINGS,
+    FLEET_CONFIG,
+    LOAD_FORECASTS,
+    POOL_SIGNALS,
+)
+
+SOURCES = (
+    FLEET_CONFIG,
+    DECISIONS,
+    FINDINGS,
+    AUDIT,
+    DECISION_EVENTS,
+    LOAD_FORECASTS,
+    COST_WINDOWS,
+    POOL_SIGNALS,
+    DEAD_LETTERS,
+)
+"""Topics that the views read."""
+WINDOW_S = 10
+"""Length of the windows that add up; longer ones are merges of these and would count twice."""
+
+
+def decode_record(record: LogRecord) -> Batch | Record:
+    """The typed value of a record. Raises InvalidRecord."""
+    if record.type in COLUMNAR:
+        return COLUMNAR[record.type].decode(record.value, record.content_type)
+    if record.type not in KINDS:
+        raise InvalidRecord("unknown_type", "ce_type", record.type, "see the topic registry")
+    return decode(KINDS[record.type], record.value)
+
+
+def batch_rows(batch: Batch) -> list[dict[str, Any]]:
+    """The rows of a batch as plain values, histograms left out; unknown is None, whole numbers are int."""
+    columns: dict[str, list[Any]] = {}
+    for name, array in batch.numbers.items():
+        values = array.tolist()
+        if np.isnan(array).any():
+            values = [None if v != v else v for v in values]
+        columns[name] = [int(v) if v is not None and v == int(v) else v for v in values]
+    for name in batch.codes:
+        columns[name] = list(batch.text(name))
+    names = list(columns)
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
