@@ -47,6 +47,10 @@ def broker(
 def init(
     local: Annotated[bool, typer.Option(help="Few partitions (4/4/4/1), for one machine.")] = False,
     speed: Annotated[float, typer.Option(help="Fleet seconds per second; 1 in production.", min=0.001)] = 1.0,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="Also add the pools, prices and tenants of a simulated fleet: demo, trace or a YAML file."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the deployment as JSON.")] = False,
 ) -> None:
     """Create the topics and the deployment record. Safe to repeat: what exists is checked, never changed."""
@@ -55,7 +59,15 @@ def init(
         from streams.deployment import ensure_deployment
         from streams.settings import load_settings
 
-        found = await ensure_deployment(load_settings(), local=local, speed=speed)
+        settings = load_settings()
+        found = await ensure_deployment(settings, local=local, speed=speed)
+        if scenario is not None:
+            from simulator.publish import scenario_config
+            from simulator.scenario import load_scenario
+            from streams.config_store import read_config, send_objects
+
+            current = await read_config(settings)  # what somebody has changed since stays as it is
+            await send_objects(settings, [o for o in scenario_config(load_scenario(scenario)) if o.key not in current])
         shown = found.model_dump(mode="json")
         emit(
             shown,
