@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +23,9 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-def real(name: str) -> Path:
-    """A real trace, or a skip that says why."""
-    root = os.environ.get("FLEETLOOP_DATA")
-    if not root:
-        pytest.skip("FLEETLOOP_DATA is not set: the folder with azure-llm-2023/")
-    return Path(root) / "azure-llm-2023" / f"AzureLLMInferenceTrace_{name}.csv"
+def azure(data_dir: Path, name: str) -> Path:
+    """A real trace."""
+    return data_dir / "azure-llm-2023" / f"AzureLLMInferenceTrace_{name}.csv"
 
 
 def test_rows_are_ordered_and_start_at_zero(small: Path) -> None:
@@ -98,23 +94,21 @@ def test_a_trace_drives_the_fleet_to_its_end(small: Path) -> None:
     assert len(events.ends) == len(events.arrivals)
 
 
-@pytest.mark.data
-def test_real_trace_is_read_whole() -> None:
+def test_real_trace_is_read_whole(data_dir: Path) -> None:
     """The conversation trace of Azure 2023 has 19,366 requests in 58 minutes with known token totals."""
-    trace = read_trace(real("conv"))
+    trace = read_trace(azure(data_dir, "conv"))
     assert len(trace.at_s) == 19_366
     assert trace.duration_s == pytest.approx(3501.72, abs=0.01)
     assert float(trace.input_tokens.mean()) == pytest.approx(1154.7, abs=0.1)
     assert float(trace.output_tokens.mean()) == pytest.approx(211.1, abs=0.1)
 
 
-@pytest.mark.data
-def test_capacity_of_a_replica_is_that_of_the_references() -> None:
+def test_capacity_of_a_replica_is_that_of_the_references(data_dir: Path) -> None:
     """An H100 x4 replica of llama2-70b under Poisson arrivals keeps 99 % within the SLO at 3.4, not at 3.8."""
     from simulator.engine import Engine, Request
     from simulator.ledger import slo_met
 
-    trace = read_trace(real("conv"))
+    trace = read_trace(azure(data_dir, "conv"))
     pool = load_scenario("trace").pools[0]
     n = 12_000
     attainment = {}
