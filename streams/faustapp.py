@@ -6,6 +6,7 @@ server, eager small fetches, and a commit of our own that carries metadata.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import aiokafka
@@ -26,17 +27,17 @@ REQUEST_BYTES_MAX = 9 * 1024 * 1024
 SEND_TIMEOUT_S = 60.0
 
 
-def build_app(settings: Settings, level: str, source: str) -> faust.App:
-    """A Faust app whose only source is the topic `source` (full name), coalesced."""
-    app = _App(
-        settings.group(level),
+def build_app(settings: Settings, level: str, *sources: str, **overrides: Any) -> faust.App:
+    """A Faust app whose only sources are these topics (full names), coalesced; `overrides` are Faust settings."""
+    make = partial(
+        _App,
         broker=faust_brokers(settings),
         broker_credentials=faust_credentials(settings),
         broker_client_id=f"fleetloop-{level}",
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / HEARTBEATS_PER_SESSION,
         broker_rebalance_timeout=settings.rebalance_timeout_s,
-        ConsumerScheduler=coalescing({source}, settings.coalesce_records, settings.coalesce_bytes),
+        ConsumerScheduler=coalescing(set(sources), settings.coalesce_records, settings.coalesce_bytes),
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=FETCH_BYTES_MAX,
         key_serializer="raw",
@@ -56,6 +57,7 @@ def build_app(settings: Settings, level: str, source: str) -> faust.App:
         topic_disable_leader=True,
         web_enabled=False,
     )
+    app = make(settings.group(level), **overrides)
     app.finalize()
     app.transport = _Transport(app.conf.broker_consumer, app)
     app.transport.fetch_max_wait_ms = settings.fetch_max_wait_ms
