@@ -99,9 +99,7 @@ async def topics_exist(settings: Settings) -> bool:
 
 
 async def _write(settings: Settings, deployment: Deployment) -> None:
-    record = ConfigObject(
-        object_kind="deployment", name=NAME, revision=1, spec=deployment.model_dump(mode="json")
-    )
+    record = ConfigObject(object_kind="deployment", name=NAME, revision=1, spec=deployment.model_dump(mode="json"))
     await send_once(
         settings,
         FLEET_CONFIG,

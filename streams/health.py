@@ -45,9 +45,7 @@ class HealthServer:
         if port == 0:
             return
         try:
-            self._server = ThreadingHTTPServer(
-                (host, max(0, port)), _handler(self.registry, unhealthy, ready)
-            )
+            self._server = ThreadingHTTPServer((host, max(0, port)), _handler(self.registry, unhealthy, ready))
         except OSError as error:
             raise SettingsError(
                 f"{PREFIX}HEALTH_PORT: {host}:{port}: {error.strerror}: choose a free base port, or 0 for none"

@@ -204,8 +204,6 @@ class Keeper:
                 if work is not None:
                     await work
                 while not state.stopped:
-                    if state.failed:
-                        await self._resend(state)
                     if state.queue.empty():
                         break
                     await self._handle(state, state.queue.get_nowait(), _Outcome.DONE)
@@ -222,8 +220,11 @@ class Keeper:
 
     def mend_sends(self) -> None:
         """Restores partitions of which a send failed. Called every so often."""
+        now = time.monotonic()
         for state in self.states.values():
-            if state.failed and state.repair is None and not state.stopped:
+            if state.failed and state.repair is None and not state.stopped and now >= state.resend_at:
+                state.resend_at = now + RETRY_S[min(state.resends, len(RETRY_S) - 1)]
+                state.resends += 1
                 self._start_repair(state, self._resend(state))
 
     async def _handle(self, state: PartitionState, records: list[Any], outcome: _Outcome) -> None:
@@ -403,12 +404,14 @@ class Keeper:
         )
         sent = [self._send(self.checkpoints, c.key, c.value, 0, c.headers) for c in chunks]
         await asyncio.wait(sent)
-        position = [future.result() for future in sent][0].offset
+        positions = [future.result().offset for future in sent]
+        position = positions[0]
         if not self._current(state):
             return False
         await commit(self.app, state.tp, offset + 1, checkpoints.pointer(position))
         state.checkpoint_offset, state.checkpoint_position = offset, position
         state.checkpoint_bytes, state.checkpoint_at = len(dump), time.monotonic()
+        state.resends = 0
         state.poison = {o for o in state.poison if o > offset}
         state.counts["checkpoints"] += 1
         return True

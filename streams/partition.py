@@ -22,18 +22,19 @@ class PartitionState:
     applied: offset of the last record folded.
     pending: results sent and not yet acknowledged.
     failed: a send failed; nothing may be checkpointed before the partition is restored.
+    resends: restores after failed sends since the last checkpoint; the next not before `resend_at`.
     poison: offsets since the checkpoint at which the fold raises.
     stopped: why this partition no longer goes on; empty while it does.
     """
 
-    def __init__(
-        self, tp: TP, topic: str, fold: Fold, applied: int, generation: int, queue_size: int
-    ) -> None:
+    def __init__(self, tp: TP, topic: str, fold: Fold, applied: int, generation: int, queue_size: int) -> None:
         self.tp, self.topic, self.partition = tp, topic, tp.partition
         self.fold, self.applied, self.generation = fold, applied, generation
         self.pending: set[asyncio.Future[Any]] = set()
         self.failed = False
         self.stopped = ""
+        self.resends = 0
+        self.resend_at = 0.0
         self.repair: asyncio.Task[None] | None = None
         self.queue: asyncio.Queue[list[Any]] = asyncio.Queue(queue_size)
         self.lock = asyncio.Lock()

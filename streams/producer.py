@@ -140,9 +140,7 @@ class EdgeProducer:
         )
         if item.size + 512 > TOPICS[topic].max_message_bytes:
             self.refused[topic] += 1
-            raise ValueError(
-                f"{topic}: {len(value)} bytes do not fit its {TOPICS[topic].max_message_bytes}: send less"
-            )
+            raise ValueError(f"{topic}: {len(value)} bytes do not fit its {TOPICS[topic].max_message_bytes}: send less")
         self._sequence += 1
         self.sent[topic] += 1
         self._waiting.append(item)

@@ -44,9 +44,7 @@ class Watchdog(threading.Thread):
             time.sleep(INTERVAL_S)
             self._check_parent()
             if time.monotonic() - began > 3 * INTERVAL_S:
-                time.sleep(
-                    2 * INTERVAL_S
-                )  # the whole process was suspended: let it catch up before judging it
+                time.sleep(2 * INTERVAL_S)  # the whole process was suspended: let it catch up before judging it
                 continue
             why = self._why()
             if why:
