@@ -117,6 +117,15 @@ class LimitsSpec(Record):
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")
     tenants_max: int = Field(10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`.")
+    node_samples_max: int = Field(
+        2_000_000, ge=1, description="Samples of GPUs, and of engines, remembered per partition within the grace."
+    )
+    node_segments_max: int = Field(
+        100_000, ge=1, description="States of replicas remembered per partition within the grace."
+    )
+    node_batches_max: int = Field(
+        1_000_000, ge=1, description="Ids of node batches remembered per partition for deduplication."
+    )
     request_ids_max: int = Field(5_000_000, ge=1, description="Request ids remembered per partition for deduplication.")
     decisions_max: int = Field(20_000, ge=1, description="Decisions remembered by the fleet fold.")
     open_decisions_max: int = Field(2_000, ge=1, description="Decisions not yet ended.")

@@ -1,0 +1,183 @@
+"""Samples of a partition's GPUs or engines, as long as something may still be computed from them.
+
+Windows are computed anew from the samples and never updated, so that any order of arrival gives the same window.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SUBJECT, AT = 0, 1
+"""Rows of `SampleStore.data` in front of the columns."""
+
+
+class Added(NamedTuple):
+    """What one call of `add` did. Times are Unix s."""
+
+    duplicates: int
+    """Rows whose subject and time were there before: ignored."""
+    from_s: float
+    """Earliest time for which something may have changed: the sample before the first new one."""
+    to_s: float
+    """Latest such time: the sample after the last new one, or as long as that one speaks."""
+    new: np.ndarray
+    """Rows (numbers in the call) that are the first of their subject."""
+
+
+class Series(NamedTuple):
+    """Samples by subject, then time. R samples, G subjects, C columns."""
+
+    subjects: np.ndarray
+    """int64 [G], ascending."""
+    group: np.ndarray
+    """int64 [R]: index into subjects."""
+    first: np.ndarray
+    """int64 [R]: where the sample's subject begins."""
+    at: np.ndarray
+    """float64 [R], Unix s."""
+    next_at: np.ndarray
+    """float64 [R]: time of the subject's next sample; infinite for its last."""
+    values: np.ndarray
+    """float64 [C, R]; NaN = unknown."""
+
+
+class SampleStore:
+    """Samples in order of arrival, unique by (subject, time): the first one wins.
+
+    Parameters: number of `columns` beside subject and time.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.data = np.empty((2 + columns, 0))
+        """float64 [2 + columns, capacity]; the first `size` samples are there."""
+        self.size = 0
+        self.last: dict[int, float] = {}
+        """Subject -> time of its latest sample; follows from `data`."""
+
+    def add(self, subjects: np.ndarray, at: np.ndarray, values: np.ndarray, gap_s: float) -> Added:
+        """Takes samples: subjects [n], at [n] and values [columns, n]; a sample speaks for at most `gap_s`."""
+        order = np.lexsort((at, subjects))
+        s, t = subjects[order], at[order]
+        if len(order) > 1:
+            other = np.concatenate(([True], (s[1:] != s[:-1]) | (t[1:] != t[:-1])))
+            order, s, t = order[other], s[other], t[other]
+        heads = np.flatnonzero(np.concatenate(([True], s[1:] != s[:-1])))
+        names: list[int] = s[heads].tolist()
+        known = [self.last.get(name) for name in names]
+        starts: list[float] = t[heads].tolist()
+        if all(last is None or last < start for last, start in zip(known, starts, strict=True)):
+            from_s = min(start if last is None else last for last, start in zip(known, starts, strict=True))
+            to_s = float(t.max()) + gap_s
+        else:
+            fresh, from_s, to_s = self._between(s, t, gap_s)
+            order, s, t = order[fresh], s[fresh], t[fresh]
+        self._append(s, t, values[:, order])
+        for name, last in zip(s.tolist(), t.tolist(), strict=True):
+            if last > self.last.get(name, -1.0):
+                self.last[name] = last
+        unseen = [name for name, last in zip(names, known, strict=True) if last is None]
+        new = order[np.isin(s, unseen)] if unseen else np.zeros(0, np.int64)
+        return Added(len(subjects) - len(order), from_s, to_s, new)
+
+    def _between(self, s: np.ndarray, t: np.ndarray, gap_s: float) -> tuple[np.ndarray, float, float]:
+        """Samples that come late or twice: which of them are fresh, and from when to when they matter."""
+        held = self.data[:2, : self.size]
+        held = held[:, np.isin(held[SUBJECT], s)]
+        subjects, at = np.concatenate((held[SUBJECT], s)), np.concatenate((held[AT], t))
+        incoming = np.arange(len(subjects)) >= held.shape[1]
+        order = np.lexsort((incoming, at, subjects))
+        subjects, at, incoming = subjects[order], at[order], incoming[order]
+        same = subjects[1:] == subjects[:-1]
+        twice = np.concatenate(([False], same & (at[1:] == at[:-1])))
+        fresh = np.zeros(len(s), bool)
+        fresh[order[incoming & ~twice] - held.shape[1]] = True
+        before = np.concatenate(([np.inf], np.where(same, at[:-1], np.inf)))
+        after = np.concatenate((np.where(same, at[1:], -np.inf), [-np.inf]))
+        if not fresh.any():
+            return fresh, np.inf, -np.inf
+        of = incoming & ~twice
+        return (
+            fresh,
+            float(np.minimum(before[of], at[of]).min()),
+            float(np.maximum(after[of], at[of] + gap_s).max()),
+        )
+
+    def _append(self, s: np.ndarray, t: np.ndarray, values: np.ndarray) -> None:
+        end = self.size + len(s)
+        if end > self.data.shape[1]:
+            grown = np.empty((self.data.shape[0], max(end, 2 * self.size, 64)))
+            grown[:, : self.size] = self.data[:, : self.size]
+            self.data = grown
+        block = self.data[:, self.size : end]
+        block[SUBJECT], block[AT], block[2:] = s, t, values
+        self.size = end
+
+    def series(self) -> Series:
+        """All samples by subject and time."""
+        data = self.data[:, : self.size]
+        data = data[:, np.lexsort((data[AT], data[SUBJECT]))]
+        return _series(data)
+
+    def prune(self, horizon_s: float, oldest_s: float, answered: int, held: np.ndarray) -> None:
+        """Forgets samples before `horizon_s`, except each subject's last that answered (0 or NaN in column
+        `answered`), from which the next delta counts; that one too if it is before `oldest_s` and the subject is
+        not in `held`."""
+        data = self.data[:, : self.size]
+        order = np.lexsort((data[AT], data[SUBJECT]))
+        carried = order[(data[AT, order] < horizon_s) & ~(data[2 + answered, order] > 0)]
+        last = np.ones(len(carried), bool)
+        last[:-1] = data[SUBJECT, carried[1:]] != data[SUBJECT, carried[:-1]]
+        keep = data[AT] >= horizon_s
+        kept = carried[last]
+        keep[kept] = (data[AT, kept] >= oldest_s) | np.isin(data[SUBJECT, kept], held)
+        self.data = data[:, keep]
+        self.size = self.data.shape[1]
+        self._index()
+
+    def _index(self) -> None:
+        series = self.series()
+        latest = np.isinf(series.next_at)
+        self.last = dict(zip(series.subjects.tolist(), series.at[latest].tolist(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a dump."""
+        return {"data": self.data[:, : self.size]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Replaces everything by what `state` gave."""
+        self.data = state["data"]
+        self.size = self.data.shape[1]
+        self._index()
+
+
+def _series(data: np.ndarray) -> Series:
+    subject, at = data[SUBJECT], data[AT]
+    n = len(at)
+    begins = np.ones(n, bool)
+    begins[1:] = subject[1:] != subject[:-1]
+    starts = np.flatnonzero(begins)
+    group = np.cumsum(begins) - 1
+    next_at = np.full(n, np.inf)
+    if n:
+        next_at[:-1] = np.where(begins[1:], np.inf, at[1:])
+    return Series(subject[starts].astype(np.int64), group, starts[group] if n else group, at, next_at, data[2:])
+
+
+def around(series: Series, start_s: float, end_s: float, gap_s: float, answered: int) -> Series:
+    """The samples that a window [start, end) can depend on: those within `gap_s` before it and in it, and of each
+    subject the last before these and the first after it that answered."""
+    near = (series.at >= start_s - gap_s) & (series.at < end_s)
+    ok = ~(series.values[answered] > 0)
+    before = np.flatnonzero(ok & (series.at < start_s - gap_s))
+    last = np.ones(len(before), bool)
+    last[:-1] = series.group[before[1:]] != series.group[before[:-1]]
+    near[before[last]] = True
+    after = np.flatnonzero(ok & (series.at >= end_s))
+    first = np.ones(len(after), bool)
+    first[1:] = series.group[after[1:]] != series.group[after[:-1]]
+    near[after[first]] = True
+    data = np.concatenate((series.subjects[series.group][None], series.at[None], series.values))
+    # The next sample of all bounds how long one speaks, also where that next one is left out.
+    return _series(data[:, near])._replace(next_at=series.next_at[near])
