@@ -303,9 +303,9 @@ class Fleet:
         if fault.every_s is not None:
             self._push_fault(t + fault.every_s, "start", fault, None)
         ready = [r for r in pool.replicas if r.state == "ready"]
-        if fault.replica >= len(ready):
+        if not ready:
             return
-        victim = ready[fault.replica]
+        victim = ready[fault.replica % len(ready)]
         if fault.kind == "death":
             victim.engine.kill(t)
             self._collect(victim.engine)

@@ -111,6 +111,13 @@ class PoolSpec(Part):
         description="Pool on the same GPUs -> how much slower our steps are while it is busy: 0.2 = 20 %.",
     )
 
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> PoolSpec:
+        if not self.replicas_min <= self.replicas <= self.replicas_max:
+            bounds = f"{self.replicas_min} <= {self.replicas} <= {self.replicas_max}"
+            raise ValueError(f"replicas_min <= replicas <= replicas_max must hold: {bounds}")
+        return self
+
 
 class Tenant(Part):
     """Who is billed."""
@@ -175,7 +182,7 @@ class Fault(Part):
 
     kind: Literal["slow", "death"]
     pool: Name
-    replica: int = Field(0, ge=0, description="Which of the pool's ready replicas then, oldest first.")
+    replica: int = Field(0, ge=0, description="Which of the pool's ready replicas then, oldest first, counted round.")
     at_s: float = Field(ge=0)
     duration_s: Positive = Field(300.0, description="How long it is slow.")
     factor: Positive = Field(2.5, description="Times the step time while slow.")
@@ -230,7 +237,8 @@ class Scenario(Part):
         for group in data["nodes"]:
             group["count"] = count(group["count"])
         for pool in data["pools"]:
-            pool["replicas"], pool["replicas_max"] = count(pool["replicas"]), count(pool["replicas_max"])
+            for bound in ("replicas_min", "replicas", "replicas_max"):
+                pool[bound] = count(pool[bound])
         for load in data["load"]:
             if load["kind"] == "trace":
                 load.update(path=path, scale=scale, duration_s=duration_s)

@@ -21,10 +21,11 @@ from schemas.errors import SettingsError
 from schemas.topics import NODE_SAMPLES, REQUEST_TRACES
 from simulator.control import make_app
 from simulator.fleet import Fleet
-from simulator.process import SimulatorOptions, run_simulator
+from simulator.process import Simulator, SimulatorOptions, run_simulator
 from simulator.scenario import Scenario
 from streams.broker import LocalBroker
 from streams.deployment import ensure_deployment
+from streams.producer import EdgeProducer
 from streams.reader import header, read_to_end
 from streams.settings import load_settings
 
@@ -105,6 +106,29 @@ async def test_without_the_token_nothing_may_act(scenario: Make, headers: dict[s
             assert (ready.status, await ready.text()) == (503, "late\n")
             assert (await client.get("/healthz")).status == 200
         assert len(fleet.pools["big"].staying) == 2
+
+
+async def test_behind_schedule_it_goes_on_in_strides_and_says_so(
+    scenario: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was away moves on by a stride at a time, is not ready meanwhile, and reaches the present."""
+    now = [1000.0]
+    monkeypatch.setattr("simulator.process.time.time", lambda: now[0])
+    deployment = Deployment(origin_ms=900_000, speed=10, partitions={REQUEST_TRACES: 4})
+    producer = EdgeProducer(load_settings(), "test")
+    producer.connected = True
+    simulator = Simulator(deployment, scenario(), producer)
+    now[0] += 2
+    simulator.step()
+    assert (simulator.fleet.now_s, simulator.lag_s) == pytest.approx((1.0, 19.0))
+    assert simulator.unready() == "19.0 s behind fleet time"
+    for _ in range(19):
+        simulator.step()
+    assert (simulator.fleet.now_s, simulator.lag_s) == pytest.approx((20.0, 0.0))
+    assert simulator.unready() == ""
+    state = simulator.state()
+    assert state["log_s"] == pytest.approx(900 + 10 * 102)
+    assert state["requests"]["sent"] == simulator.report()["arrivals"] > 0
 
 
 async def eventually(check: Callable[[], Any], within_s: float = 60.0) -> Any:

@@ -85,6 +85,7 @@ def test_a_trace_drives_the_fleet_to_its_end(small: Path) -> None:
     """Every request of the file is sent once, to a tenant by share; when all have ended the fleet is idle."""
     scenario = load_scenario("trace").for_trace(str(small), 2)
     assert [group.count for group in scenario.nodes] == [3, 1]
+    assert [(p.replicas_min, p.replicas, p.replicas_max) for p in scenario.pools] == [(1, 4, 6), (1, 1, 1), (1, 1, 1)]
     fleet = Fleet(scenario)
     events = fleet.advance(300)
     chat = [r for r in events.arrivals if r.route == "chat"]
