@@ -17,9 +17,6 @@ from streams.settings import Settings, load_settings
 BOOTSTRAP = "FLEETLOOP_BOOTSTRAP_SERVERS"
 VIEWS_PORT = 6066
 VIEWS_KEY_ID = "views"
-WARM_UP_S = 8.0
-"""Wall time between the deployment's origin and the first simulated request: workers are up by then, so that
-they need not catch up before the first decision."""
 
 
 @dataclass
@@ -97,21 +94,23 @@ class Plan:
             "FLEETLOOP_TOPIC_PREFIX": prefix,
             "FLEETLOOP_HEALTH_PORT": str(self.health_port),
             "FLEETLOOP_LOG_FORMAT": "json",
-            "FLEETLOOP_SIMULATOR_TOKEN": self.control_token,
-            "FLEETLOOP_VIEWS_TOKEN": self.token,
-            "FLEETLOOP_VIEWS_PORT": str(self.views_port),
-            "FLEETLOOP_VIEWS_SIGNING_KEY_FILE": str(self.folder / "views.key"),
-            "FLEETLOOP_VIEWS_SIGNING_KEY_ID": VIEWS_KEY_ID,
         }
         self.settings = load_settings(bootstrap_servers=servers, topic_prefix=prefix)
         self.stack = Stack(self.folder / "logs", self.env)
 
     def start_processes(self) -> None:
-        """Starts workers, views, executor, simulator."""
+        """Starts workers, views, executor, simulator; each is given only the secrets that it needs."""
+        views = {
+            "FLEETLOOP_VIEWS_TOKEN": self.token,
+            "FLEETLOOP_VIEWS_PORT": str(self.views_port),
+            "FLEETLOOP_VIEWS_KEY_FILE": str(self.folder / "views.key"),
+            "FLEETLOOP_VIEWS_KEY_ID": VIEWS_KEY_ID,
+        }
+        control = {"FLEETLOOP_SIMULATOR_TOKEN": self.control_token}
         self.stack.start("worker", "worker")
-        self.stack.start("views", "views")
-        self.stack.start("executor", "execute", "simulator", "--url", self.control)
-        self.stack.start("simulator", "simulate", *self.simulate_args, "--port", str(self.control_port))
+        self.stack.start("views", "views", env=views)
+        self.stack.start("executor", "execute", "simulator", "--url", self.control, env=control)
+        self.stack.start("simulator", "simulate", *self.simulate_args, "--port", str(self.control_port), env=control)
 
 
 async def configure(plan: Plan) -> None:
