@@ -20,6 +20,7 @@ FindingKind = Literal[
     "interference",
     "price_unknown",
     "frozen",
+    "policy_missing",
 ]
 
 
