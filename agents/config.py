@@ -161,5 +161,8 @@ class ConfigAgent:
         await consumer.stop()
         await self.producer.stop()
         health.stop()
+        watchdog.done()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         log.info("ended")
         return status

@@ -25,6 +25,7 @@ CONTENT = "application/octet-stream"
 POINTER_VERSION = 1
 READ_TIMEOUT_S = 20.0
 CHUNKS_MAX = 4096
+DUMP_BYTES_MAX = 4 * 1024 * 1024 * 1024
 
 
 class Checkpoint(NamedTuple):
@@ -79,9 +80,11 @@ def decode(records: Sequence[Any]) -> Checkpoint:
     try:
         size, offset = int(header(first, "dump_bytes")), int(header(first, "offset"))
         codec = header(first, "codec")
+        if not 0 <= size <= DUMP_BYTES_MAX:
+            raise ValueError(f"claims {size} bytes, at most {DUMP_BYTES_MAX} are taken")
         dump = bytes(pa.decompress(packed, size, codec=codec, asbytes=True)) if size else b""
         number = int(partition)
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, OSError, pa.ArrowException) as error:
         raise CheckpointMismatch(f"checkpoint at {first.offset}: not readable: {error}") from error
     if hashlib.sha256(dump).hexdigest() != header(first, "dump_sha256"):
         raise CheckpointMismatch(f"checkpoint at {first.offset}: digest differs")

@@ -9,6 +9,7 @@ from schemas.config import ConfigObject, Deployment
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.log import CONTENT_JSON
 from schemas.topics import FLEET_CONFIG, ce_type
+from streams.clients import admin_client
 from streams.producer import send_once
 from streams.reader import read_to_end
 from streams.settings import Settings
@@ -33,8 +34,7 @@ def wall_ms(deployment: Deployment, log_ms: float) -> float:
     return deployment.origin_ms + (log_ms - deployment.origin_ms) / deployment.speed
 
 
-async def find_deployment(settings: Settings) -> Deployment | None:
-    """The deployment of the first valid record, or None where there is none yet."""
+async def _first(settings: Settings) -> tuple[Deployment, bytes] | None:
     async for record in read_to_end(settings, FLEET_CONFIG):
         if record.key != KEY.encode() or not record.value:
             continue
@@ -43,8 +43,14 @@ async def find_deployment(settings: Settings) -> Deployment | None:
         except InvalidRecord:
             continue  # the config agent dead-letters it
         if isinstance(typed, Deployment):
-            return typed
+            return typed, record.value
     return None
+
+
+async def find_deployment(settings: Settings) -> Deployment | None:
+    """The deployment of the first valid record, or None where there is none yet."""
+    found = await _first(settings)
+    return found[0] if found else None
 
 
 async def read_deployment(settings: Settings) -> Deployment:
@@ -79,17 +85,18 @@ async def ensure_deployment(
         local=local,
         partitions=partition_counts(local),
     )
-    await _write(settings, wanted)
-    first = await read_deployment(settings)
+    record = ConfigObject(object_kind="deployment", name=NAME, revision=1, spec=wanted.model_dump(mode="json"))
+    await _write(settings, record.encode(), wanted.origin_ms)
+    found = await _first(settings)
+    assert found is not None, "a record just written is not there"
+    first, value = found
     if first != wanted:
-        await _write(settings, first)
+        await _write(settings, value, first.origin_ms)
     return first
 
 
 async def topics_exist(settings: Settings) -> bool:
     """Whether `fleet.config` is there."""
-    from streams.clients import admin_client
-
     admin = admin_client(settings)
     await admin.start()
     try:
@@ -98,15 +105,14 @@ async def topics_exist(settings: Settings) -> bool:
         await admin.close()
 
 
-async def _write(settings: Settings, deployment: Deployment) -> None:
-    record = ConfigObject(object_kind="deployment", name=NAME, revision=1, spec=deployment.model_dump(mode="json"))
+async def _write(settings: Settings, value: bytes, at_ms: int) -> None:
     await send_once(
         settings,
         FLEET_CONFIG,
         key=KEY,
-        value=record.encode(),
+        value=value,
         type=ce_type(ConfigObject.kind),
         id=f"{KEY}@1",
-        at_ms=deployment.origin_ms,
+        at_ms=at_ms,
         content_type=CONTENT_JSON,
     )

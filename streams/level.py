@@ -115,10 +115,10 @@ class LevelApp:
                 continue
             self.keeper.mend_sends()
             for state in list(self.keeper.states.values()):
-                if state.repair is None and not state.stopped and now - state.arrived_at >= self.tick_s:
-                    if state.lag(highwater(self.app, state.tp)) == 0:
-                        state.arrived_at = now
-                        self.keeper.tick(state)
+                silent = state.repair is None and not state.stopped and now - state.arrived_at >= self.tick_s
+                if silent and state.lag(highwater(self.app, state.tp)) == 0:
+                    state.arrived_at = now
+                    self.keeper.tick(state)
             if now - snapshot_at >= SNAPSHOT_S:
                 snapshot_at = now
                 self._snapshot()
@@ -160,9 +160,9 @@ class LevelApp:
         now = time.monotonic()
         if now - self.beat_at > self.settings.stall_timeout_s:
             return f"event loop stalled for {now - self.beat_at:.0f} s"
-        if self.assigned_at is not None and not self.restored:
-            if now - self.assigned_at > self.settings.restore_timeout_s:
-                return f"assigned but not restored for {now - self.assigned_at:.0f} s"
+        waiting = 0.0 if self.assigned_at is None or self.restored else now - self.assigned_at
+        if waiting > self.settings.restore_timeout_s:
+            return f"assigned but not restored for {waiting:.0f} s"
         for s in list(self.keeper.states.values()):
             if s.repair is None and not s.stopped and s.lag_seen and now - s.moved_at > self.settings.stall_timeout_s:
                 return f"{s.topic}/{s.partition}: {s.lag_seen} behind, nothing applied for {now - s.moved_at:.0f} s"
@@ -203,5 +203,8 @@ class LevelApp:
         watchdog.expect_end(self.settings.stop_timeout_s)
         await self.app.stop()
         health.stop()
+        watchdog.done()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         log.info("ended", app=self.level)
         return status

@@ -54,6 +54,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         results = await asyncio.gather(*(self._keep(name) for name in self.commands))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         return max(results, default=0)
 
     async def _keep(self, name: str) -> int:

@@ -32,16 +32,22 @@ class Watchdog(threading.Thread):
         self._deadline: float | None = None
         self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
         self._orphan_at: float | None = None
+        self._done = threading.Event()
 
     def expect_end(self, within_s: float) -> None:
         """From now on the process is stopping: it is ended if that takes longer, and for nothing else."""
         self._deadline = time.monotonic() + within_s
 
+    def done(self) -> None:
+        """What it watched has ended; the process may go on."""
+        self._done.set()
+
     def run(self) -> None:
-        """Until the process ends."""
-        while True:
+        """Until `done`, or until the process ends."""
+        while not self._done.is_set():
             began = time.monotonic()
-            time.sleep(INTERVAL_S)
+            if self._done.wait(INTERVAL_S):
+                return
             self._check_parent()
             if time.monotonic() - began > 3 * INTERVAL_S:
                 time.sleep(2 * INTERVAL_S)  # the whole process was suspended: let it catch up before judging it
