@@ -9,7 +9,7 @@ from models.node.fold import NodeFold
 from schemas.columns import Batch
 from schemas.log import CONTENT_ARROW, LogRecord, Result
 from schemas.node import ENGINE_SAMPLES, GPU_SAMPLES, GpuEntry, NodeInventory, ReplicaEntry
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, WindowName
+from schemas.signals import WindowName
 from schemas.topics import NODE_SAMPLES, POOL_SIGNALS, ce_type
 
 PARTITIONS = {NODE_SAMPLES: 4, POOL_SIGNALS: 4}

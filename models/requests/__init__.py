@@ -1,0 +1,1 @@
+"""Level 1, requests: what gateways saw becomes windows per pool, tenant and class."""
