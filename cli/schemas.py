@@ -22,7 +22,7 @@ def write(folder: Folder = None) -> None:
     def work() -> None:
         from schemas import generate
 
-        target = folder or generate.FOLDER
+        target = folder or generate.GENERATED
         generate.write(target)
         out.print(f"written to {target}")
 
@@ -36,7 +36,7 @@ def check(folder: Folder = None) -> None:
     def work() -> int:
         from schemas import generate
 
-        differences = generate.check(folder or generate.FOLDER)
+        differences = generate.check(folder or generate.GENERATED)
         for line in differences:
             err.print(line)
         if differences:
