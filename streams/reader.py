@@ -49,6 +49,9 @@ class LogReader:
                 f"{PREFIX}BOOTSTRAP_SERVERS: {self.settings.bootstrap_servers!r}: {error}: start a broker "
                 "(`fleetloop broker`) or name one that can be reached"
             ) from error
+        except BaseException:  # also cancelled: a client that was begun must be ended
+            await consumer.stop()
+            raise
         try:
             known = await self._known_partitions()
             self._tps = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Literal
@@ -24,11 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from schemas.config import ConfigObject, SignerSpec
-from schemas.decisions import Command, CommandName
+from schemas.decisions import Command
 from schemas.errors import SettingsError
 
 Role = Literal["viewer", "approver", "admin"]
-COMMAND_LIFE_S = 600.0
+Key = Ed25519PrivateKey | Ed25519PublicKey
 
 
 def generate_key() -> Ed25519PrivateKey:
@@ -36,15 +35,22 @@ def generate_key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.generate()
 
 
-def save_key(key: Ed25519PrivateKey, path: Path) -> None:
-    """Writes a private key as PEM that only its owner may read. Raises FileExistsError: a key is never overwritten."""
+def create_key_file(path: Path) -> Ed25519PrivateKey:
+    """Writes a new private key as PEM, mode 0600. Raises SettingsError: a key is never overwritten."""
+    key = generate_key()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+    except FileExistsError:
+        raise SettingsError(f"{path}: exists already: a key is never overwritten; name another file") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}: name a file in a folder that can be written") from None
+    return key
 
 
-def load_key(path: Path) -> Ed25519PrivateKey:
+def load_key_file(path: Path) -> Ed25519PrivateKey:
     """A private key from a file with PEM (PKCS 8) or the base64 of its 32 bytes. Raises SettingsError."""
     try:
         with path.open("rb") as file:
@@ -66,8 +72,10 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def public_base64(key: Ed25519PublicKey) -> str:
-    """The 32 bytes of a public key in base64, as SignerSpec holds them."""
+def public_base64(key: Key) -> str:
+    """The 32 bytes of the (public half of the) key in base64, as SignerSpec holds them."""
+    if isinstance(key, Ed25519PrivateKey):
+        key = key.public_key()
     return base64.b64encode(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
 
@@ -77,38 +85,11 @@ def sign(command: Command, key: Ed25519PrivateKey) -> Command:
     return command.model_copy(update={"signature_base64": signature})
 
 
-def signed_command(
-    key: Ed25519PrivateKey,
-    key_id: str,
-    command: CommandName,
-    *,
-    actor: str,
-    now_s: float,
-    decision_id: str | None = None,
-    pool: str | None = None,
-    comment: str = "",
-    life_s: float = COMMAND_LIFE_S,
-) -> Command:
-    """A new signed command with a random id. `now_s`: fleet time, Unix s; it counts for `life_s`."""
-    made = Command(
-        id=secrets.token_hex(16),
-        command=command,
-        decision_id=decision_id,
-        pool=pool,
-        actor=actor,
-        comment=comment,
-        issued_s=now_s,
-        expires_s=now_s + life_s,
-        key_id=key_id,
-    )
-    return sign(made, key)
-
-
 def signer_object(
-    key_id: str, role: Role, public: Ed25519PublicKey, *, revision: int = 1, at_s: float = 0.0, actor: str = ""
+    key_id: str, role: Role, key: Key, *, revision: int = 1, at_s: float = 0.0, actor: str = ""
 ) -> ConfigObject:
     """The object of `fleet.config` by which commands signed with this key count."""
-    spec = SignerSpec(public_key_base64=public_base64(public), role=role)
+    spec = SignerSpec(public_key_base64=public_base64(key), role=role)
     return ConfigObject(
         object_kind="signer",
         name=key_id,
