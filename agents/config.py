@@ -52,8 +52,12 @@ class ConfigAgent:
         self.overflows = 0
         self.producer = EdgeProducer(settings, FLEET_CONFIG)
         self.alive_at = time.monotonic()
-        self.assigned = False
+        self.joined = self.assigned = False
         self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begins to stop."""
+        self._stopping.set()
 
     def take(self, record: Any) -> None:
         """One record of `fleet.config`: copied if it is newer than what is known, dead-lettered if it is none."""
@@ -105,6 +109,7 @@ class ConfigAgent:
         sent_at = time.monotonic()
         while not self._stopping.is_set():
             got = await consumer.getmany(timeout_ms=POLL_MS)
+            self.joined = True
             self.alive_at = time.monotonic()
             now_owned = frozenset(consumer.assignment())
             self.assigned = bool(now_owned)
@@ -132,7 +137,7 @@ class ConfigAgent:
         """Until SIGTERM or SIGINT; 1 when it ended by an error."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self.stop)
         health = HealthServer(
             self.settings.web_host, self.settings.health_port_of("config"), self._unhealthy, self._ready
         )
