@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from models.fold import BaseFold
 from models.pool import cost, evidence, scale, status
 from models.pool.findings import Found
+from models.pool.forecast import forecast_rows
 from models.pool.pool import Pool
 from models.pool.shadow_hold import FIRST_CHOICE_S, HISTORY, MEAN_TICKS, TICK_S
 from models.pool.windows import ARRIVAL_INPUT, ARRIVALS, ENDS, INPUT, OUTPUT, SIZE_S, R, Row
@@ -24,7 +25,7 @@ from schemas.errors import InvalidRecord
 from schemas.findings import FindingKind
 from schemas.log import LogRecord
 from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, REQUEST_WINDOWS, WindowName
-from schemas.topics import COST_WINDOWS, DECISION_EVENTS, FINDINGS, ce_type
+from schemas.topics import COST_WINDOWS, DECISION_EVENTS, FINDINGS, LOAD_FORECASTS, ce_type
 
 TICK_DELAY_S = 1
 """A tick is taken so long after its window ended: every source has then said what it saw up to the end."""
@@ -37,6 +38,8 @@ DRIFT_S = 60.0
 BILLS_MAX = 500
 """Windows of one pool that are billed in one second; the rest follow in the next."""
 SOURCES_MAX = 4096
+FORECAST_S = 60
+"""Forecasts are published so often."""
 
 
 class PoolFold(BaseFold):
@@ -175,6 +178,8 @@ class PoolFold(BaseFold):
                 self.count("windows_dropped_total", dropped)
             if ticked or pool.status_due:
                 self._status(pool)
+            if ticked and second // FORECAST_S != before // FORECAST_S:
+                self._forecast(pool)
 
     def _ticks(self, pool: Pool, second: int) -> bool:
         """Takes the ticks that are due; True when there was any."""
@@ -202,6 +207,8 @@ class PoolFold(BaseFold):
         self._rate(pool, end_s)
         if spec is None:
             return
+        pool.forecast.horizons(spec.cold_start_s)
+        pool.forecast.observe(float(series.rates[-1]))
         if series.count % MEAN_TICKS == 0 and series.count * TICK_S >= FIRST_CHOICE_S:
             series.choose(spec.capacity_rps, spec.reserve, spec.miss_price, spec.cold_start_s)
         pool.plan = series.plan(spec.capacity_rps, spec.reserve)
@@ -448,6 +455,13 @@ class PoolFold(BaseFold):
         self.count(f"proposals_{kind}_total")
         self.emit_record(DECISION_EVENTS, "fleet", proposal.id, proposal)
         return True
+
+    # -- forecasts --------------------------------------------------------------------------------------------
+
+    def _forecast(self, pool: Pool) -> None:
+        for row in forecast_rows(pool.name, pool.forecast, self.log_ms / 1000, self.offset):
+            name = f"{pool.name}/{row.horizon_s:g}"
+            self.emit_record(LOAD_FORECASTS, name, f"forecast/{name}@{self.offset}", row)
 
     # -- status ----------------------------------------------------------------------------------------------
 

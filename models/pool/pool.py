@@ -8,6 +8,7 @@ from models.pool.asking import Asking
 from models.pool.capacity import Mix
 from models.pool.cost import Totals
 from models.pool.findings import Findings
+from models.pool.forecast import Forecaster
 from models.pool.orders import Orders
 from models.pool.shadow_hold import Plan, ShadowHold
 from models.pool.windows import Windows
@@ -29,6 +30,7 @@ class Pool:
         self.totals = Totals()
         self.findings = Findings()
         self.asking = Asking()
+        self.forecast = Forecaster()
         self.plan: Plan | None = None
         """Setting and base as of the last tick."""
         self.first_s = 0.0
@@ -66,6 +68,7 @@ class Pool:
             "totals": self.totals.buckets,
             "findings": self.findings.open,
             "asking": self.asking.levels,
+            "forecast": self.forecast.state(),
             "plan": None if self.plan is None else list(self.plan),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -84,6 +87,7 @@ class Pool:
         pool.totals.buckets = state["totals"]
         pool.findings.open = state["findings"]
         pool.asking.levels = state["asking"]
+        pool.forecast.restore(state["forecast"])
         pool.plan = None if state["plan"] is None else Plan(*state["plan"])
         for name in _PLAIN:
             setattr(pool, name, state[name])

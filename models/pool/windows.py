@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from schemas.columns import Batch
+from schemas.errors import InvalidRecord
 from schemas.signals import WindowName
 
 SIZE_S = 10
@@ -20,6 +21,8 @@ SLACK_S = 120
 """Windows are kept for the grace and this much longer: a revision still has to come through two topics."""
 DETAIL = 9
 """Newest windows of which rows per replica, GPUs and histograms are kept."""
+VALUE_MAX = 1e15
+"""Counts and sums in one row beyond this are refused."""
 TENANT_ROWS_MAX = 200_000
 """Usage rows (tenant x source x window) of one pool; beyond, the oldest windows are dropped early."""
 
@@ -151,6 +154,7 @@ class Windows:
                 continue
             known = usage.get(str(tenant))
             usage[str(tenant)] = row if known is None else [a + b for a, b in zip(known, row, strict=True)]
+        _check(columns + values)
         window.requests[name.source] = [name.version, [math.fsum(column) for column in columns], usage]
         window.dirty = True
         if name.closed:
@@ -165,7 +169,9 @@ class Windows:
         window = self.window(name.start_s)
         if window is None or _known(window.engines, name):
             return False
-        columns = [_optional(batch.numbers[column].tolist()) for column in REPLICA]
+        raw = [batch.numbers[column].tolist() for column in REPLICA]
+        _check(raw)
+        columns = [_optional(column) for column in raw]
         rows: dict[str, Row] = {}
         usage: dict[str, list[float]] = {}
         gpu_types, nodes = batch.text("gpu_type"), batch.text("node")
@@ -297,6 +303,14 @@ class Windows:
         for name in self.__slots__:
             setattr(self, name, state[name])
         self.by_start = {start: Window.of(window) for start, window in state["by_start"].items()}
+
+
+def _check(columns: list[list[float]]) -> None:
+    """Raises InvalidRecord for a value that no fleet has: sums of it would leave the numbers that JSON can hold."""
+    for column in columns:
+        for value in column:
+            if value > VALUE_MAX:
+                raise InvalidRecord("out_of_bounds", "rows", value, f"send counts and sums below {VALUE_MAX:g}")
 
 
 def _known(by_source: dict[str, list[Any]], name: WindowName) -> bool:
