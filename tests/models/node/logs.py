@@ -39,9 +39,7 @@ def engine(at_s: float, rows: Sequence[Mapping[str, Any]], node: str = "n1", **m
 
 
 def replica(name: str = "r1", pool: str = "chat", gpus: Sequence[int] = (0,), **more: Any) -> ReplicaEntry:
-    return ReplicaEntry(
-        replica=name, pool=pool, gpus=list(gpus), **{"state": "ready", "since_s": T0 - 1000, **more}
-    )
+    return ReplicaEntry(replica=name, pool=pool, gpus=list(gpus), **{"state": "ready", "since_s": T0 - 1000, **more})
 
 
 def inventory(at_s: float, replicas: Sequence[ReplicaEntry], node: str = "n1", gpus: int = 2) -> LogRecord:
@@ -83,5 +81,3 @@ def final(results: Iterable[Result], kind: Any) -> dict[tuple[str, int], list[di
         if name.closed and name.version >= best.get(key, (-1, []))[0]:
             best[key] = (name.version, rows(decoded))
     return {key: found for key, (_, found) in best.items()}
-
-

@@ -21,7 +21,15 @@ def fold() -> RequestsFold:
 
 
 def arrival(id: str, at_s: float, **more: Any) -> dict[str, Any]:
-    return {"event": "arrival", "request_id": id, "at_s": at_s, "pool": "chat", "tenant": "acme", "class": "fast", **more}
+    return {
+        "event": "arrival",
+        "request_id": id,
+        "at_s": at_s,
+        "pool": "chat",
+        "tenant": "acme",
+        "class": "fast",
+        **more,
+    }
 
 
 def end(id: str, at_s: float, **more: Any) -> dict[str, Any]:
