@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -177,7 +178,7 @@ class Governed(RuleBasedStateMachine):
         for d in self.fleet.run.decisions().values():
             path = [h.state for h in d.history]
             assert path[0] == "proposed"
-            for before, after in zip(path, path[1:], strict=False):
+            for before, after in pairwise(path):
                 assert after in TABLE[before].values()
             if "dispatched" in path:
                 assert d.mode in ("approve", "automatic")
