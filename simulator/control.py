@@ -51,17 +51,24 @@ def make_app(
 
     async def scale(request: web.Request) -> web.Response:
         body = ScaleBody.model_validate_json(await request.read())
-        return _answer(fleet.scale(request.match_info["pool"], body.replicas, body.epoch, body.dry_run), body)
+        pool = request.match_info["pool"]
+        before = {"replicas": fleet.pools[pool].desired} if pool in fleet.pools else {}
+        outcome = fleet.scale(pool, body.replicas, body.epoch, body.dry_run)
+        return _answer(outcome, body, before, {"replicas": body.replicas})
 
     async def replica_weights(request: web.Request) -> web.Response:
         body = WeightsBody.model_validate_json(await request.read())
         pool = request.match_info["pool"]
-        return _answer(fleet.set_replica_weights(pool, body.weights, body.epoch, body.dry_run), body)
+        before = {"weights": dict(fleet.pools[pool].weights)} if pool in fleet.pools else {}
+        outcome = fleet.set_replica_weights(pool, body.weights, body.epoch, body.dry_run)
+        return _answer(outcome, body, before, {"weights": body.weights})
 
     async def pool_weights(request: web.Request) -> web.Response:
         body = WeightsBody.model_validate_json(await request.read())
         route = request.match_info["route"]
-        return _answer(fleet.set_pool_weights(route, body.weights, body.epoch, body.dry_run), body)
+        before = {"weights": dict(fleet.routes[route])} if route in fleet.routes else {}
+        outcome = fleet.set_pool_weights(route, body.weights, body.epoch, body.dry_run)
+        return _answer(outcome, body, before, {"weights": body.weights})
 
     async def get_state(_: web.Request) -> web.Response:
         return web.json_response(state())
@@ -124,7 +131,7 @@ def _refusal(status: int, field: str, value: str, remedy: str) -> web.Response:
     return web.json_response({"field": field, "value": value, "remedy": remedy}, status=status)
 
 
-def _answer(outcome: Outcome, body: _Body) -> web.Response:
-    """200, or 409 where the epoch is older than what holds."""
-    answer = {**outcome._asdict(), "epoch": body.epoch, "dry_run": body.dry_run}
+def _answer(outcome: Outcome, body: _Body, before: dict[str, Any], after: dict[str, Any]) -> web.Response:
+    """200, or 409 where the epoch is older than what holds. `before`, `after`: what was and what is asked for."""
+    answer = {**outcome._asdict(), "epoch": body.epoch, "dry_run": body.dry_run, "before": before, "after": after}
     return web.json_response(answer, status=200 if outcome.accepted else 409)

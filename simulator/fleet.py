@@ -170,16 +170,16 @@ class Fleet:
         return Outcome(True, True, changed, "applied", len(weights))
 
     def set_pool_weights(self, route: str, weights: Mapping[str, float], epoch: int, dry_run: bool = False) -> Outcome:
-        """Relative weights of the pools of a route; those not named have 0."""
+        """Relative weights of the pools of a route; those not named have 1."""
         if route not in self.routes:
             raise InvalidInput("route", route, f"name one of {', '.join(self.routes)}")
         _check_weights(weights)
         foreign = [name for name in weights if name not in self.routes[route]]
         if foreign:
             raise InvalidInput("weights", foreign[0], f"pools of {route} are {', '.join(self.routes[route])}")
-        if not any(weights.values()):
+        whole = {name: float(weights.get(name, 1.0)) for name in self.routes[route]}
+        if not any(whole.values()):
             raise InvalidInput("weights", dict(weights), "give at least one pool a weight above 0")
-        whole = {name: float(weights.get(name, 0.0)) for name in self.routes[route]}
         known = self.route_epochs.get(route)
         if known is not None and (epoch < known or (epoch == known and whole != self.routes[route])):
             return Outcome(False, False, False, f"epoch {epoch} is not newer than {known}", len(whole))

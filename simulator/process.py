@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 TOKEN_VARIABLE = "FLEETLOOP_SIMULATOR_TOKEN"
 declare_variable(TOKEN_VARIABLE, "Bearer token that the simulator's control port asks for; without it nothing may act.")
 
+declare_variable(f"{TOKEN_VARIABLE}_FILE", "File that holds it; wins over the variable.")
+
 PUBLISH_EVERY_S = 0.25  # fleet time
 TICK_WALL_S_MIN = 0.02
 STRIDE_S = 1.0
@@ -210,7 +212,7 @@ async def run_simulator(
 ) -> dict[str, Any]:
     """Runs until `stop`; gives the ledger's report. Raises InvalidInput (scenario, trace), SettingsError (port)."""
     options, stop = options or SimulatorOptions(), stop or asyncio.Event()
-    token = os.environ.get(TOKEN_VARIABLE, "") if options.token is None else options.token
+    token = _token() if options.token is None else options.token
     if not token:
         log.warning(f"{TOKEN_VARIABLE} is not set: the fleet cannot be scaled or rerouted")
     with ExitStack() as files:
@@ -233,6 +235,16 @@ async def run_simulator(
             finally:
                 await runner.cleanup()
             return simulator.report()
+
+
+def _token() -> str:
+    """From the environment, or from the file named by the variable with _FILE. Raises SettingsError."""
+    if not (path := os.environ.get(f"{TOKEN_VARIABLE}_FILE")):
+        return os.environ.get(TOKEN_VARIABLE, "")
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{TOKEN_VARIABLE}_FILE: {path!r}: cannot be read ({error})") from None
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int) -> int:

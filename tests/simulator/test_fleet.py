@@ -109,7 +109,7 @@ def test_weights_are_ordered_by_epoch(scenario: Make) -> None:
     assert fleet.set_replica_weights("big", {"big-0": 0.0}, 7).changed
     assert not fleet.set_replica_weights("big", {"big-0": 1.0}, 6).applied
     assert not fleet.set_replica_weights("big", {"big-0": 0.0}, 7).changed
-    assert fleet.set_pool_weights("chat", {"big": 1}, 3).changed
+    assert fleet.set_pool_weights("chat", {"old": 0}, 3).changed
     assert not fleet.set_pool_weights("chat", {"big": 0.5, "old": 0.5}, 2).applied
     assert fleet.routes["chat"] == {"big": 1.0, "old": 0.0}
     assert {r.pool for r in run(fleet, 30).arrivals if r.route == "chat"} == {"big"}
@@ -318,7 +318,7 @@ def test_scale_from_zero_serves_what_waited(scenario: Make) -> None:
         (lambda f: f.set_replica_weights("big", {"big-0": -1}, 1), "weights.big-0"),
         (lambda f: f.set_pool_weights("nope", {"big": 1}, 1), "route"),
         (lambda f: f.set_pool_weights("chat", {"mini": 1}, 1), "weights"),
-        (lambda f: f.set_pool_weights("chat", {"big": 0}, 1), "weights"),
+        (lambda f: f.set_pool_weights("chat", {"big": 0, "old": 0}, 1), "weights"),
         (lambda f: f.advance(-1), "until_s"),
     ],
 )

@@ -47,7 +47,8 @@ async def test_actions_are_carried_out_and_answered(served: tuple[Fleet, TestCli
     answer = await client.put("/v1/pools/big/scale", json={"replicas": 3, "epoch": 7}, headers=TOKEN)
     assert answer.status == 200
     expected = {"accepted": True, "applied": True, "changed": True, "reason": "applied", "replicas": 3}
-    assert await answer.json() == {**expected, "epoch": 7, "dry_run": False}
+    sizes = {"before": {"replicas": 2}, "after": {"replicas": 3}}
+    assert await answer.json() == {**expected, **sizes, "epoch": 7, "dry_run": False}
     assert len(fleet.pools["big"].staying) == 3
     answer = await client.put("/v1/pools/big/scale", json={"replicas": 1, "epoch": 6}, headers=TOKEN)
     assert (answer.status, (await answer.json())["reason"]) == (409, "epoch 6 is not newer than 7")
@@ -57,7 +58,7 @@ async def test_actions_are_carried_out_and_answered(served: tuple[Fleet, TestCli
     answer = await client.put("/v1/pools/big/weights", json={"weights": {"big-0": 0}, "epoch": 1}, headers=TOKEN)
     assert answer.status == 200
     assert fleet.pools["big"].weights == {"big-0": 0.0}
-    answer = await client.put("/v1/routes/chat/weights", json={"weights": {"old": 1}, "epoch": 1}, headers=TOKEN)
+    answer = await client.put("/v1/routes/chat/weights", json={"weights": {"big": 0}, "epoch": 1}, headers=TOKEN)
     assert answer.status == 200
     assert fleet.routes["chat"] == {"big": 0.0, "old": 1.0}
 
