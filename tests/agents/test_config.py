@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -22,10 +22,10 @@ LOGS = [topic for level, topic in LEVEL_TOPIC.items() if level != "config"]
 
 
 @pytest.fixture
-async def settings(broker: LocalBroker, topic_prefix: str) -> AsyncIterator[Settings]:
+async def settings(broker: LocalBroker, topic_prefix: str) -> Settings:
     made = load_settings(bootstrap_servers=broker.bootstrap_servers, topic_prefix=topic_prefix, health_port=0)
     await ensure_deployment(made, local=True)
-    yield made
+    return made
 
 
 def price(revision: int, usd: float) -> ConfigObject:
@@ -49,10 +49,20 @@ async def copies(settings: Settings) -> list[tuple[str, int, str]]:
     ]
 
 
-async def until(settings: Settings, count: int) -> list[tuple[str, int, str]]:
+async def eventually(ready: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(30):
-        while len(found := await copies(settings)) < count:
-            await asyncio.sleep(0.1)
+        while not await ready():  # noqa: ASYNC110 - the broker does not call us
+            await asyncio.sleep(0.05)
+
+
+async def until(settings: Settings, count: int) -> list[tuple[str, int, str]]:
+    found: list[tuple[str, int, str]] = []
+
+    async def enough() -> bool:
+        found[:] = await copies(settings)
+        return len(found) >= count
+
+    await eventually(enough)
     return found
 
 
@@ -100,17 +110,23 @@ async def test_only_one_of_a_group_copies(settings: Settings) -> None:
     tasks = [asyncio.create_task(first.run())]
     await until(settings, len(first.targets))
     tasks.append(asyncio.create_task(second.run()))
-    async with asyncio.timeout(30):
-        while not (first.assigned ^ second.assigned and second.joined):
-            await asyncio.sleep(0.05)
+
+    async def settled() -> bool:
+        return second.joined and first.assigned != second.assigned
+
+    await eventually(settled)
     owner, heir = (first, second) if first.assigned else (second, first)
     owner.stop()
-    async with asyncio.timeout(30):
-        while not heir.assigned:
-            await asyncio.sleep(0.05)
+
+    async def taken_over() -> bool:
+        return heir.assigned
+
+    await eventually(taken_over)
     await apply(settings, price(1, 2.0))
-    async with asyncio.timeout(30):
-        while ("node.samples", 3, "price/H100@1") not in await copies(settings):
-            await asyncio.sleep(0.1)
+
+    async def copied() -> bool:
+        return ("node.samples", 3, "price/H100@1") in await copies(settings)
+
+    await eventually(copied)
     heir.stop()
     assert await asyncio.gather(*tasks) == [0, 0]

@@ -17,7 +17,7 @@ FORMAT = "counting.1"
 
 
 class CountFold:
-    """Rows are JSON arrays of `{"k": key, "n": number}`; `{"raise": true}` raises, `{"pad": bytes}` swells the state."""
+    """Rows: JSON arrays of `{"k": key, "n": number}`; one with `raise` raises, one with `pad` swells the state."""
 
     def __init__(self, topic: str, partition: int, partitions: dict[str, int]) -> None:
         self.topic, self.partition = topic, partition

@@ -5,25 +5,48 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from schemas.topics import COST_WINDOWS, NODE_SAMPLES
-from streams.broker import LocalBroker
 from streams.clients import admin_client
-from tests.integration.conftest import MakeScene
-from tests.integration.harness import KEYS, Scene
+from tests.integration.conftest import Stage, together
+from tests.integration.harness import KEYS
 
 LONG = os.environ.get("FLEETLOOP_LONG_TESTS") == "1"
 
 
-async def test_join_kill_restart_leave(scene: MakeScene) -> None:
+@together
+async def test_broker_killed(stage: Stage) -> None:
+    """The broker is killed -9 under load and comes back; it is killed again, and away, while a worker joins."""
+    broker = await stage.own_broker()
+    s = await stage.scene(broker)
+    s.load(800)
+    first = s.start("first", "--supervised", "1")
+    await first.saw("restored")
+    await asyncio.sleep(2)
+    broker.kill()
+    await asyncio.sleep(1)
+    await asyncio.to_thread(broker.restart)
+    await asyncio.sleep(4)
+    joining = s.start("joining", "--supervised", "1")
+    broker.kill()
+    await asyncio.sleep(180 if LONG else 5)
+    await asyncio.to_thread(broker.restart)
+    await joining.saw("restored", within_s=60)
+    await asyncio.sleep(1)
+    await s.stop_load()
+    await s.judge(60)
+    assert await joining.terminate() == 0
+    assert await first.terminate() == 0
+
+
+@together
+async def test_join_kill_restart_leave(stage: Stage) -> None:
     """A worker joins, one is killed -9 and started again, one leaves by SIGTERM in mid-send."""
-    s = await scene()
+    s = await stage.scene()
     s.load()
     first = s.start("first")
     await first.saw("restored")
@@ -43,9 +66,10 @@ async def test_join_kill_restart_leave(scene: MakeScene) -> None:
     await s.judge()
 
 
-async def test_zombie(scene: MakeScene) -> None:
+@together
+async def test_zombie(stage: Stage) -> None:
     """A worker suspended for longer than its session comes back: the group refuses its commits."""
-    s = await scene()
+    s = await stage.scene()
     s.load()
     zombie = s.start("zombie")
     await zombie.saw("restored")
@@ -64,9 +88,10 @@ async def test_zombie(scene: MakeScene) -> None:
     await s.judge()
 
 
-async def test_checkpoint_in_chunks(scene: MakeScene) -> None:
+@together
+async def test_checkpoint_in_chunks(stage: Stage) -> None:
     """A state that fills several checkpoint records comes back whole after kill -9."""
-    s = await scene(checkpoint_chunk_bytes=256 * 1024)
+    s = await stage.scene(checkpoint_chunk_bytes=256 * 1024)
     for key in KEYS:
         await s.send_now([{"k": key, "pad": 1_500_000}, {"k": key, "n": 1}])
     s.load(300)
@@ -82,9 +107,10 @@ async def test_checkpoint_in_chunks(scene: MakeScene) -> None:
     await s.judge()
 
 
-async def test_fold_that_raises(scene: MakeScene) -> None:
+@together
+async def test_fold_that_raises(stage: Stage) -> None:
     """The records at which a fold raises are dead-lettered and leave no trace in the state; the rest is counted."""
-    s = await scene()
+    s = await stage.scene()
     s.load(500)
     worker = s.start()
     await worker.saw("restored")
@@ -104,9 +130,10 @@ async def test_fold_that_raises(scene: MakeScene) -> None:
     await s.judge()
 
 
-async def test_partition_that_raises_too_often_stops_alone(scene: MakeScene) -> None:
+@together
+async def test_partition_that_raises_too_often_stops_alone(stage: Stage) -> None:
     """More exceptions than allowed stop that partition loudly; the others go on."""
-    s = await scene(fold_errors_per_hour_max=2)
+    s = await stage.scene(fold_errors_per_hour_max=2)
     worker = s.start()
     await worker.saw("restored")
     await s.send_now(*([{"k": KEYS[0], "raise": True, "n": 1}] for _ in range(3)))
@@ -122,9 +149,10 @@ async def test_partition_that_raises_too_often_stops_alone(scene: MakeScene) -> 
     assert len(worker.lines("PARTITION STOPPED")) == 1
 
 
-async def test_failed_sends(scene: MakeScene) -> None:
+@together
+async def test_failed_sends(stage: Stage) -> None:
     """Results that the broker refuses restore the partition until they are taken; none is lost."""
-    s = await scene()
+    s = await stage.scene()
     s.load(300)
     worker = s.start()
     await worker.saw("restored")
@@ -136,9 +164,10 @@ async def test_failed_sends(scene: MakeScene) -> None:
     await s.judge()
 
 
-async def test_lost_commits_and_lost_records(scene: MakeScene) -> None:
+@together
+async def test_lost_commits_and_lost_records(stage: Stage) -> None:
     """Without the group's offsets the newest checkpoint is taken; offsets that retention took are a counted hole."""
-    s = await scene()
+    s = await stage.scene()
     await s.send_now(*([{"k": key, "n": 3}] for key in KEYS for _ in range(20)))
     first = s.start("first")
     await first.saw("restored")
@@ -168,30 +197,3 @@ async def test_lost_commits_and_lost_records(scene: MakeScene) -> None:
     await third.saw("hole in the offsets")
     rows, total = before[KEYS[0]]
     await s.until_published({KEYS[0]: (rows + 1, total + 7)})
-
-
-async def test_broker_killed(own_broker: Callable[[], LocalBroker], topic_prefix: str, tmp_path: Path) -> None:
-    """The broker is killed -9 under load and comes back; it is killed again, and away, while a worker joins."""
-    broker = own_broker()
-    s = await Scene.make(broker, topic_prefix, tmp_path)
-    try:
-        s.load(800)
-        first = s.start("first", "--supervised", "1")
-        await first.saw("restored")
-        await asyncio.sleep(2)
-        broker.kill()
-        await asyncio.sleep(1)
-        broker.restart()
-        await asyncio.sleep(4)
-        joining = s.start("joining", "--supervised", "1")
-        broker.kill()
-        await asyncio.sleep(180 if LONG else 5)
-        broker.restart()
-        await joining.saw("restored", within_s=60)
-        await asyncio.sleep(1)
-        await s.stop_load()
-        await s.judge(60)
-        assert await joining.terminate() == 0
-        assert await first.terminate() == 0
-    finally:
-        await s.close()
