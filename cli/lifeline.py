@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 
 from cli.main import main
 
 
 def _watch() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
