@@ -4,6 +4,7 @@
 #   make test  [PYTEST_ARGS="..."]   every check and test, a real Kafka included
 #   make setup                       only the environment of both, in .venv
 #   make bench [BENCH_ARGS="..."]    the benchmarks
+#   make docs                        write docs/reference.md from the code
 #   make clean                       remove what was made here
 #
 # PYTHON=... chooses the Python that .venv is made with.
@@ -14,7 +15,7 @@ BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench docs clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.setup
@@ -59,6 +60,9 @@ test: setup .venv/.test
 
 bench: setup .venv/.bench
 	$(BIN)/pytest tests/bench -o python_files='bench_*.py' -s $(BENCH_ARGS)
+
+docs: setup
+	@$(BIN)/fleetloop schemas reference --file docs/reference.md
 
 clean:
 	rm -rf .venv *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,14 +9,17 @@ from typing import Annotated
 import typer
 
 from cli.console import emit, out, run
+from streams.settings import declare_variable
+
+KEY_FILE, KEY_ID = "FLEETLOOP_SIGNING_KEY_FILE", "FLEETLOOP_SIGNING_KEY_ID"
+declare_variable(KEY_FILE, "Ed25519 private key by which the command line signs (`fleetloop keygen`).")
+declare_variable(KEY_ID, "Signer object with its public half, for the command line.")
 
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why; kept in the audit.")]
-Key = Annotated[
-    Path, typer.Option(envvar="FLEETLOOP_SIGNING_KEY_FILE", help="Your Ed25519 key (see `fleetloop keygen`).")
-]
+Key = Annotated[Path, typer.Option(envvar=KEY_FILE, help="Your Ed25519 key (see `fleetloop keygen`).")]
 KeyId = Annotated[
     str,
-    typer.Option(envvar="FLEETLOOP_SIGNING_KEY_ID", help="Name of the signer object with its public half."),
+    typer.Option(envvar=KEY_ID, help="Name of the signer object with its public half."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the command as JSON.")]
 Id = Annotated[str, typer.Argument(help="Id of the decision (`fleetloop get decisions`).")]

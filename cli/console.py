@@ -1,7 +1,6 @@
 """What every command shares: output for people or as JSON, errors as exit codes, tables.
 
-Exit codes: 0 done; 1 what was asked did not come out well; 2 wrong usage; 3 something outside cannot be reached or
-had; 4 input or settings are wrong. Data goes to stdout, everything else to stderr.
+Data goes to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -22,6 +21,15 @@ from schemas.errors import FleetloopError, InvalidInput, SettingsError, Unavaila
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 3
 EXIT_INPUT = 4
+EXIT_CODES = {
+    0: "Done.",
+    EXIT_FAILED: "What was asked did not come out well.",
+    2: "Wrong usage.",
+    EXIT_UNAVAILABLE: "Something outside (the broker, a driver, a download) cannot be reached or had.",
+    EXIT_INPUT: "Input or settings are wrong; the message names field, value and remedy.",
+    130: "Interrupted (Ctrl-C).",
+}
+"""Exit code -> meaning."""
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)

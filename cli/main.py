@@ -18,7 +18,7 @@ New here? [bold]fleetloop demo[/] starts a real Kafka, a simulated fleet and the
 
 In production, in this order: [bold]init[/] (topics), [bold]apply[/] (pools, prices, policies),
 [bold]worker[/] and [bold]views[/], [bold]export[/] on every node, [bold]execute[/] where actions are carried out.
-Every process finds Kafka by FLEETLOOP_BOOTSTRAP_SERVERS (see docs/settings.md).
+Every process finds Kafka by FLEETLOOP_BOOTSTRAP_SERVERS (see docs/reference.md).
 
 Exit codes: 0 done; 1 it did not come out well; 2 usage; 3 not reachable; 4 input or settings are wrong.""",
 )

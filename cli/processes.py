@@ -81,11 +81,11 @@ def worker(
 def views() -> None:
     """Serve the live page, JSON and metrics of current rows (http://127.0.0.1:6066 by default)."""
 
-    def work() -> None:
+    def work() -> int:
         from streams.settings import load_settings
         from views.app import run_views
 
-        run_views(load_settings())
+        return run_views(load_settings())
 
     guarded(work)
 

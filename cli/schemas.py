@@ -1,4 +1,4 @@
-"""`fleetloop schemas`: the generated JSON Schema, Arrow and AsyncAPI files."""
+"""`fleetloop schemas`: the generated JSON Schema, Arrow and AsyncAPI files, and the reference."""
 
 from __future__ import annotations
 
@@ -42,5 +42,24 @@ def check(folder: Folder = None) -> None:
         if differences:
             err.print("run: fleetloop schemas write")
         return EXIT_FAILED if differences else 0
+
+    guarded(work)
+
+
+@app.command()
+def reference(
+    file: Annotated[Path | None, typer.Option(help="Write it there. Default: print it.")] = None,
+) -> None:
+    """Print the reference of commands, settings, objects, topics, records and metrics (Markdown), from the code."""
+
+    def work() -> None:
+        from cli.reference import reference as build
+
+        text = build()
+        if file is None:
+            print(text, end="")
+        else:
+            file.write_text(text, encoding="utf-8")
+            err.print(f"written to {file}")
 
     guarded(work)
