@@ -26,13 +26,14 @@ from streams.clients import admin_client, partition_of
 from streams.deployment import ensure_deployment
 from streams.producer import EdgeProducer
 from streams.reader import header, read_to_end
+from streams.replay import kept_checkpoints
 from streams.settings import PREFIX, Settings, load_settings
 
 KEYS = [f"key-{i}" for i in range(23)]
 ROOT = Path(__file__).parents[2]
 
 
-async def eventually(what: str, ready: Callable[[], bool], within_s: float = 30.0) -> None:
+async def eventually(what: str, ready: Callable[[], bool], within_s: float = 90.0) -> None:
     """Waits until something holds; fails with its name when it does not."""
     deadline = time.monotonic() + within_s
     while not ready():
@@ -70,7 +71,7 @@ class Worker:
                     found.append(item)
         return found
 
-    async def saw(self, event: str, times: int = 1, within_s: float = 30.0) -> None:
+    async def saw(self, event: str, times: int = 1, within_s: float = 90.0) -> None:
         """Waits until it logged an event so often."""
 
         def seen() -> bool:
@@ -138,7 +139,7 @@ class Scene:
                         self.send(producer, [{"k": random.choice(KEYS), "n": random.randrange(1000)}])
                     await asyncio.sleep(0.02)
             except asyncio.CancelledError:
-                assert await producer.flush(30), "the producer did not get rid of its records"
+                assert await producer.flush(60), "the producer did not get rid of its records"
                 assert sum(producer.dropped.values()) == 0
 
     def send(self, producer: EdgeProducer, rows: list[dict[str, Any]]) -> str:
@@ -154,7 +155,7 @@ class Scene:
         async with EdgeProducer(self.settings, "ledger") as producer:
             for rows in records:
                 self.send(producer, rows)
-            assert await producer.flush(10)
+            assert await producer.flush(60)
 
     async def stop_load(self) -> None:
         """Ends the load, with everything sent known to the broker."""
@@ -205,7 +206,7 @@ class Scene:
                 best[row["name"]] = row
         return {name: (row["rows"], row["sum"]) for name, row in best.items()}
 
-    async def judge(self, within_s: float = 30.0) -> None:
+    async def judge(self, within_s: float = 90.0) -> None:
         """Nothing lost, nothing double, no version with two contents: waits until the results say so."""
         wanted = await self.wanted()
         assert wanted
@@ -217,7 +218,7 @@ class Scene:
                 raise AssertionError(f"(wanted, got) rows and sums: {wrong}\n{logs}")
             await asyncio.sleep(0.3)
 
-    async def until_published(self, wanted: dict[str, tuple[int, int]], within_s: float = 30.0) -> None:
+    async def until_published(self, wanted: dict[str, tuple[int, int]], within_s: float = 90.0) -> None:
         """Waits until these keys' greatest versions say so."""
         deadline = time.monotonic() + within_s
         while True:
@@ -230,6 +231,17 @@ class Scene:
     def partitions_of(self, keys: list[str]) -> dict[str, int]:
         """Key -> its partition in the log."""
         return {k: partition_of(k.encode(), 4) for k in keys}
+
+    async def checkpointed(self, times: int = 1, dump_bytes: int = 0) -> None:
+        """Waits until every partition has so many checkpoints of at least that size."""
+        deadline = time.monotonic() + 90.0
+        for partition in range(4):
+            while True:
+                kept = await kept_checkpoints(self.settings, "node", partition)
+                if len([k for k in kept if k.dump_bytes >= dump_bytes]) >= times:
+                    break
+                assert time.monotonic() < deadline, f"no {times} checkpoints of partition {partition}: {kept}"
+                await asyncio.sleep(0.2)
 
     async def alter(self, topic: str, name: str, value: str) -> None:
         """Changes a topic's configuration under everyone's feet."""

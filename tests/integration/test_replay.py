@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 
@@ -32,14 +31,12 @@ async def test_replay(stage: Stage) -> None:
     s = await stage.scene()
     s.load(400)
     worker = s.start()
-    await worker.saw("restored")
-    await asyncio.sleep(2)
+    await s.checkpointed()
     await s.send_now([{"k": KEYS[0], "n": 1, "raise": True}])
-    await asyncio.sleep(1)
+    await worker.saw("record dead-lettered: the fold raises at it")
     worker.kill()
     again = s.start()
-    await again.saw("restored")
-    await asyncio.sleep(2)
+    await s.checkpointed(3)
     await s.stop_load()
     await s.judge()
     assert await again.terminate() == 0
