@@ -31,7 +31,7 @@ def proposal_id(target: str, kind: Kind, tick_s: int, revision: int, action: Act
 class Orders:
     """The decisions of one pool."""
 
-    __slots__ = ("asked", "open", "target", "target_before", "target_s", "versions", "weights")
+    __slots__ = ("asked", "open", "target", "target_before", "target_s", "versions", "weights", "weights_before")
 
     def __init__(self) -> None:
         self.open: dict[str, dict[str, Any]] = {}
@@ -44,6 +44,7 @@ class Orders:
         """When the target last changed, Unix s."""
         self.weights: dict[str, float] = {}
         """Replica weights other than 1 that are in force."""
+        self.weights_before: dict[str, float] = {}
         self.versions: dict[str, int] = {}
 
     # -- asking ----------------------------------------------------------------------------------------------
@@ -132,7 +133,12 @@ class Orders:
             if action.replicas != self.target:
                 self.target_before, self.target, self.target_s = self.target, action.replicas, now_s
         elif isinstance(action, RerouteAction) and action.scope == "replicas":
-            self.weights = {name: weight for name, weight in action.weights.items() if weight != 1.0}
+            before, self.weights = (
+                self.weights,
+                {name: weight for name, weight in action.weights.items() if weight != 1.0},
+            )
+            if before != self.weights:
+                self.weights_before = before
 
     def state(self) -> dict[str, Any]:
         """As plain values."""

@@ -9,13 +9,16 @@ from models.pool.capacity import Mix
 from models.pool.cost import Totals
 from models.pool.findings import Findings
 from models.pool.forecast import Forecaster
+from models.pool.health import Health
 from models.pool.orders import Orders
 from models.pool.shadow_hold import Plan, ShadowHold
+from models.pool.verify import Watch
 from models.pool.windows import Windows
 
-VERDICTS_MAX = 20
-"""Verdicts per kind of decision that confidence rests on."""
-_PLAIN = ("first_s", "tick_end_s", "unrated", "billable", "status_due", "unpriced", "waiting", "drift_s", "verdicts")
+_PLAIN = (
+    "first_s", "tick_end_s", "unrated", "billable", "status_due", "unpriced", "waiting", "drift_s", "verdicts", "left_out",
+    "routed_s", "heal_after_s", "floor_replicas", "floor_until_s",
+)  # fmt: skip
 
 
 class Pool:
@@ -31,6 +34,8 @@ class Pool:
         self.findings = Findings()
         self.asking = Asking()
         self.forecast = Forecaster()
+        self.health = Health()
+        self.watch = Watch()
         self.plan: Plan | None = None
         """Setting and base as of the last tick."""
         self.first_s = 0.0
@@ -51,6 +56,29 @@ class Pool:
         self.verdicts: dict[str, list[bool]] = {}
         """kind -> whether the last decisions did what was expected."""
 
+        self.left_out: list[str] = []
+        """Slow or failed replicas that are not rerouted around, because too many are."""
+        self.routed_s = 0.0
+        """When the weights were last as they should be."""
+        self.heal_after_s = 0.0
+        """No reroute before this: the last one was reverted."""
+        self.floor_replicas = 0
+        self.floor_until_s = 0.0
+        """Until then not below `floor_replicas`: a scale-down was reverted."""
+
+    def rate_rps(self, until_s: float) -> float:
+        """Mean arrivals per s over the 60 s up to `until_s`, or over the time since the first window if shorter."""
+        return self.windows.rate_rps(until_s, int(min(60.0, max(10.0, until_s - self.first_s))))
+
+    def newest_windows(self) -> list[str]:
+        """Names of the newest request windows with their versions."""
+        starts = [start for start, window in self.windows.by_start.items() if window.requests]
+        if not starts:
+            return []
+        start = max(starts)
+        entries = self.windows.by_start[start].requests.items()
+        return [f"request/{self.name}/{start}/{source}@{entry[0]}" for source, entry in entries]
+
     def confidence(self, kind: str) -> float:
         """Share of the recent decisions of a kind that did what was expected; (k + 1) / (n + 2), so 1/2 at first."""
         known = self.verdicts.get(kind, [])
@@ -69,6 +97,8 @@ class Pool:
             "findings": self.findings.open,
             "asking": self.asking.levels,
             "forecast": self.forecast.state(),
+            "health": self.health.state(),
+            "watch": self.watch.state(),
             "plan": None if self.plan is None else list(self.plan),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -88,6 +118,8 @@ class Pool:
         pool.findings.open = state["findings"]
         pool.asking.levels = state["asking"]
         pool.forecast.restore(state["forecast"])
+        pool.health.restore(state["health"])
+        pool.watch.restore(state["watch"])
         pool.plan = None if state["plan"] is None else Plan(*state["plan"])
         for name in _PLAIN:
             setattr(pool, name, state[name])

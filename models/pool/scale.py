@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from models.pool.orders import proposal_id
 from models.pool.shadow_hold import OVERLOAD_SPAN, Want
 from schemas.config import PoolSpec
-from schemas.decisions import Alternative, Expected, Proposal, ScaleAction, Target
+from schemas.decisions import Alternative, Expected, Kind, Proposal, RerouteAction, ScaleAction, Target
 
 BACKLOG_S = 3.0
 """A queue longer than so many seconds of arrivals is a backlog."""
@@ -56,10 +56,17 @@ def rule(want: Want) -> str:
 
 
 def propose(
-    pool: str, spec: PoolSpec, revision: int, want: Want, extra: int, target: int, trigger_s: float, look: Look
+    pool: str,
+    spec: PoolSpec,
+    revision: int,
+    want: Want,
+    extra: int,
+    replicas: int,
+    target: int,
+    trigger_s: float,
+    look: Look,
 ) -> Proposal:
-    """The proposal to go from `target` to what is wanted."""
-    replicas = bounded(want, extra, spec)
+    """The proposal to go from `target` to `replicas`."""
     action = ScaleAction(replicas=replicas)
     where = Target(cluster=spec.cluster, pool=pool)
     change = replicas - target
@@ -93,6 +100,46 @@ def propose(
     )
 
 
+def revert(
+    pool: str,
+    spec: PoolSpec,
+    revision: int,
+    id: str,
+    undo: ScaleAction | RerouteAction,
+    current: ScaleAction | RerouteAction,
+    text: str,
+    look: Look,
+) -> Proposal:
+    """The proposal to undo decision `id`, which regressed."""
+    kind: Kind = "scale" if isinstance(undo, ScaleAction) else "reroute"
+    where = Target(cluster=spec.cluster, pool=pool)
+    price, usd = look.usd_per_replica_hour, None
+    if isinstance(undo, ScaleAction) and isinstance(current, ScaleAction) and price is not None:
+        usd = (undo.replicas - current.replicas) * price
+    return Proposal(
+        id=proposal_id(where.key, kind, look.second, revision, undo),
+        decision_kind=kind,
+        target=where,
+        action=undo,
+        undo=current,
+        reason=f"decision {id} made things worse, so what was before is restored: {text}",
+        alternatives=[
+            Alternative(action="wait", why_not="the effect horizon has passed, and the damage goes on meanwhile")
+        ],
+        evidence={"windows": look.windows, "slo_attainment": look.attainment, "requests_per_s": look.rate_rps},
+        expected=Expected(slo_attainment=spec.slo_target, usd_per_hour=usd, horizon_s=60.0),
+        confidence=look.confidence,
+        at_s=look.at_s,
+        trigger_s=look.at_s,
+        evidence_s=look.evidence_s,
+        expires_s=look.at_s + spec.approval_expiry_s,
+        policy_revision=revision,
+        replicas_from=current.replicas if isinstance(current, ScaleAction) else None,
+        value_usd_per_hour=None if price is None else spec.miss_price * (1 - (look.attainment or 1.0)) * price,
+        reverts=id,
+    )
+
+
 def _reason(spec: PoolSpec, want: Want, extra: int, replicas: int, target: int, look: Look) -> str:
     load_rps = want.load * look.capacity_rps
     parts = [
@@ -105,8 +152,11 @@ def _reason(spec: PoolSpec, want: Want, extra: int, replicas: int, target: int, 
         parts.append("little has been seen at this load, so 600 s x 1.15 holds as well")
     if extra:
         parts.append(f"{look.waiting:.0f} requests wait: {extra} more to clear them in {BACKLOG_CLEAR_S:.0f} s")
-    if replicas != want.replicas + extra:
-        parts.append(f"bounds {spec.replicas_min} to {spec.replicas_max} make it {replicas}")
+    within = bounded(want, extra, spec)
+    if within != want.replicas + extra:
+        parts.append(f"bounds {spec.replicas_min} to {spec.replicas_max} make it {within}")
+    if replicas != within:
+        parts.append(f"a scale-down was reverted lately, so not below {replicas}")
     parts.append(f"{target} are ordered")
     if replicas > target:
         parts.append(f"a replica takes {spec.cold_start_s:.0f} s to start")

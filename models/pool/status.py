@@ -90,3 +90,8 @@ def latency(windows: Windows, end_s: int) -> dict[str, float | None]:
 def weights(orders: Orders, rows: Mapping[str, Row]) -> dict[str, float]:
     """Weights in force of the replicas that there are."""
     return {name: weight for name, weight in orders.weights.items() if not rows or name in rows}
+
+
+def candidates(scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shadow policies with figures short enough to read."""
+    return [{name: round(value, 4) for name, value in score.items()} for score in scores]

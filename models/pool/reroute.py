@@ -1,0 +1,127 @@
+"""Sends traffic around replicas that are slow or failed, and back when they are well. Fails closed: never away from
+more than a third of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from models.pool.health import SLOW, WELL, WELL_LOOKS
+from models.pool.orders import proposal_id
+from models.pool.scale import WORSE, Look
+from schemas.config import PoolSpec
+from schemas.decisions import Alternative, Expected, Proposal, RerouteAction, Target
+
+SLOW_WEIGHT = 0.1
+"""A slow replica keeps a tenth of its share: enough to see when it is well again."""
+SHARE_MAX = 1 / 3
+HORIZON_S = 60.0
+
+
+class Routing(NamedTuple):
+    """What the weights should be."""
+
+    weights: dict[str, float]
+    """Replica -> weight other than 1."""
+    left_out: list[str]
+    """Slow or failed, but beyond the third that may be rerouted around."""
+
+
+def routing(names: list[str], slow: Mapping[str, float], failed: list[str], in_force: Mapping[str, float]) -> Routing:
+    """Weights for the replicas that there are; failed ones first, then the slowest.
+
+    Weights that somebody else set (neither 1 nor ours) stay.
+    """
+    limit = int(len(names) * SHARE_MAX)
+    bad = [(name, 0.0) for name in failed] + [
+        (name, SLOW_WEIGHT) for name, _ in sorted(slow.items(), key=lambda item: (-item[1], item[0])) if name not in failed
+    ]  # fmt: skip
+    foreign = {
+        name: weight
+        for name, weight in in_force.items()
+        if name in names and weight not in (0.0, SLOW_WEIGHT, 1.0) and name not in failed and name not in slow
+    }
+    room = max(0, limit - len(foreign))
+    chosen = dict(bad[:room])
+    weights = {name: {**foreign, **chosen}[name] for name in names if name in foreign or name in chosen}
+    return Routing(weights, [name for name, _ in bad[room:]])
+
+
+def propose(
+    pool: str,
+    spec: PoolSpec,
+    revision: int,
+    wanted: Routing,
+    in_force: Mapping[str, float],
+    slow: Mapping[str, float],
+    failed: list[str],
+    names: list[str],
+    trigger_s: float,
+    look: Look,
+) -> Proposal:
+    """The proposal to put these weights in force."""
+    action = RerouteAction(weights=wanted.weights)
+    where = Target(cluster=spec.cluster, pool=pool)
+    floor = spec.slo_target if look.attainment is None else min(spec.slo_target, look.attainment)
+    return Proposal(
+        id=proposal_id(where.key, "reroute", look.second, revision, action),
+        decision_kind="reroute",
+        target=where,
+        action=action,
+        undo=RerouteAction(weights={name: weight for name, weight in in_force.items() if name in names}),
+        reason=_reason(wanted, in_force, slow, failed, names),
+        alternatives=[
+            Alternative(
+                action="leave the traffic as it is",
+                why_not="requests on a slow replica take so much longer than on its siblings, and miss the targets first",
+            ),
+            Alternative(
+                action="take the replica out (weight 0)",
+                why_not="without any request nobody would see when it is well again",
+            ),
+        ],
+        evidence={
+            "windows": look.windows,
+            "slowdown": {name: slow[name] for name in slow},
+            "failed": failed,
+            "replicas": len(names),
+            "slo_attainment": look.attainment,
+        },
+        expected=Expected(
+            slo_attainment=spec.slo_target,
+            slo_attainment_low=max(0.0, floor - WORSE),
+            usd_per_hour=0.0,
+            horizon_s=HORIZON_S,
+        ),
+        confidence=look.confidence,
+        at_s=look.at_s,
+        trigger_s=min(trigger_s, look.at_s),
+        evidence_s=look.evidence_s,
+        expires_s=look.at_s + spec.approval_expiry_s,
+        policy_revision=revision,
+        value_usd_per_hour=None
+        if look.usd_per_replica_hour is None
+        else sum(1 - weight for weight in wanted.weights.values()) * look.usd_per_replica_hour,
+    )
+
+
+def _reason(
+    wanted: Routing, in_force: Mapping[str, float], slow: Mapping[str, float], failed: list[str], names: list[str]
+) -> str:
+    parts = []
+    for name, weight in wanted.weights.items():
+        if name in failed:
+            parts.append(f"{name} has failed: weight 0")
+        elif name in slow:
+            parts.append(
+                f"{name} is {slow[name]:.2f} x as slow as its {len(names) - 1} siblings (limit {SLOW:g} in 2 of 3 windows): "
+                f"weight {weight:g}, so that little waits for it and its recovery is seen"
+            )
+    for name in in_force:
+        if name not in wanted.weights and name in names and name not in wanted.left_out:
+            parts.append(f"{name} has been below {WELL:g} x its siblings for {WELL_LOOKS} windows: weight 1 again")
+    if wanted.left_out:
+        parts.append(
+            f"{', '.join(wanted.left_out)} stay as they are: no more than a third of {len(names)} replicas is rerouted around"
+        )
+    return "; ".join(parts) or "weights of replicas that are gone are dropped"
