@@ -91,7 +91,7 @@ class Health:
             self._idle(rows)
         for kept in (self.looks, self.slow, self.well, self.idle):
             for gone in [name for name in kept if name not in rows]:
-                del kept[gone]  # type: ignore[attr-defined]
+                del kept[gone]
 
     def _scores(self, steps: Mapping[str, Step], full: Mapping[str, Step]) -> dict[str, float]:
         expected = self._expected(steps)

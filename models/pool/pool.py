@@ -16,9 +16,10 @@ from models.pool.verify import Watch
 from models.pool.windows import Windows
 
 _PLAIN = (
-    "first_s", "tick_end_s", "unrated", "billable", "status_due", "unpriced", "waiting", "drift_s", "verdicts", "left_out",
-    "routed_s", "heal_after_s", "floor_replicas", "floor_until_s",
+    "first_s", "tick_end_s", "unrated", "billable", "status_due", "unpriced", "waiting", "drift_s", "verdicts",
+    "left_out", "routed_s", "heal_after_s", "floor_replicas", "floor_until_s",
 )  # fmt: skip
+"""Attributes that are plain values already."""
 
 
 class Pool:

@@ -33,9 +33,8 @@ def routing(names: list[str], slow: Mapping[str, float], failed: list[str], in_f
     Weights that somebody else set (neither 1 nor ours) stay.
     """
     limit = int(len(names) * SHARE_MAX)
-    bad = [(name, 0.0) for name in failed] + [
-        (name, SLOW_WEIGHT) for name, _ in sorted(slow.items(), key=lambda item: (-item[1], item[0])) if name not in failed
-    ]  # fmt: skip
+    slowest = sorted((name for name in slow if name not in failed), key=lambda name: (-slow[name], name))
+    bad = [(name, 0.0) for name in failed] + [(name, SLOW_WEIGHT) for name in slowest]
     foreign = {
         name: weight
         for name, weight in in_force.items()
@@ -73,7 +72,7 @@ def propose(
         alternatives=[
             Alternative(
                 action="leave the traffic as it is",
-                why_not="requests on a slow replica take so much longer than on its siblings, and miss the targets first",
+                why_not="requests on a slow replica take so much longer and miss the targets first",
             ),
             Alternative(
                 action="take the replica out (weight 0)",
@@ -114,14 +113,14 @@ def _reason(
             parts.append(f"{name} has failed: weight 0")
         elif name in slow:
             parts.append(
-                f"{name} is {slow[name]:.2f} x as slow as its {len(names) - 1} siblings (limit {SLOW:g} in 2 of 3 windows): "
-                f"weight {weight:g}, so that little waits for it and its recovery is seen"
+                f"{name} is {slow[name]:.2f} x as slow as its {len(names) - 1} siblings "
+                f"(limit {SLOW:g} in 2 of 3 windows): weight {weight:g}, so that little waits for it and its recovery is seen"
             )
     for name in in_force:
         if name not in wanted.weights and name in names and name not in wanted.left_out:
             parts.append(f"{name} has been below {WELL:g} x its siblings for {WELL_LOOKS} windows: weight 1 again")
     if wanted.left_out:
         parts.append(
-            f"{', '.join(wanted.left_out)} stay as they are: no more than a third of {len(names)} replicas is rerouted around"
+            f"{', '.join(wanted.left_out)} stay as they are: no more than a third of {len(names)} is rerouted around"
         )
     return "; ".join(parts) or "weights of replicas that are gone are dropped"

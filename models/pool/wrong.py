@@ -55,8 +55,8 @@ def _slo(pool: Pool, context: Context) -> dict[str, Found]:
     if spec is None or share is None or judged < JUDGED_MIN or share >= spec.slo_target:
         return {}
     text = (
-        f"{100 * share:.2f} % of {judged:.0f} requests of the last {status.SLO_SPAN_S} s were within {spec.slo_ttft_s:g} s "
-        f"TTFT and {1000 * spec.slo_tpot_s:g} ms per token; the target is {100 * spec.slo_target:g} %"
+        f"{100 * share:.2f} % of {judged:.0f} requests of the last {status.SLO_SPAN_S} s were within "
+        f"{spec.slo_ttft_s:g} s TTFT and {1000 * spec.slo_tpot_s:g} ms per token; the target is {100 * spec.slo_target:g} %"
     )
     return {pool.name: Found(text, 1.0 - share)}
 
@@ -106,7 +106,10 @@ def _collapse(pool: Pool, context: Context) -> dict[str, Found]:
     if mean_kv is not None:
         bound = "KV-bound" if mean_kv > 0.85 else "bound by prefill or admission"
         cause = f"KV cache {100 * mean_kv:.0f} % full, so {bound}"
-    text = f"{waiting:.1f} requests wait per replica while {running:.1f} run; it has run {pool.health.peak:.0f} together ({cause})"
+    text = (
+        f"{waiting:.1f} requests wait per replica while {running:.1f} run; "
+        f"it has run {pool.health.peak:.0f} together ({cause})"
+    )
     usd = context.usd_per_replica_hour()
     share = 1 - running / pool.health.peak
     return {pool.name: Found(text, share, None if usd is None else usd * len(known) * share)}
