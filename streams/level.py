@@ -21,6 +21,7 @@ from streams.faustapp import build_app, highwater
 from streams.health import HealthServer
 from streams.keeper import Keeper, MakeFold
 from streams.metrics import LevelCollector
+from streams.partition import PartitionState
 from streams.settings import Settings
 from streams.watchdog import Watchdog
 
@@ -51,6 +52,7 @@ class LevelApp:
         self.tick_s = max(TICK_WALL_S_MIN, settings.tick_silence_s / deployment.speed)
         self.assigned_at: float | None = None
         self.restored = False
+        self.last_states: list[PartitionState] = []
         self.beat_at = time.monotonic()
         self._stopping = asyncio.Event()
         self._wire()
@@ -101,6 +103,7 @@ class LevelApp:
 
     async def _on_shutdown(self, app: Any, **_: Any) -> None:
         await self.keeper.checkpoint_all(self.settings.stop_timeout_s / 2)
+        self.last_states = list(self.keeper.states.values())
         self.keeper.drop_all()
 
     # ---- timers
@@ -170,11 +173,15 @@ class LevelApp:
 
     # ---- life
 
+    def stop(self) -> None:
+        """Begins to stop: a last checkpoint, then the end of `run`."""
+        self._stopping.set()
+
     async def run(self) -> int:
         """Runs until SIGTERM or SIGINT, or until the app crashes; gives the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self.stop)
         watchdog = Watchdog(self.unhealthy)
         port = self.settings.health_port_of(self.level)
         health = HealthServer(self.settings.web_host, port, self.unhealthy, self.ready, LevelCollector(self))

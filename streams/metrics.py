@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PARTITION_COUNTERS = {
     "records": "Records folded (again after a restore).",
     "batches": "Coalesced batches folded.",
+    "fold_seconds": "Time spent in the fold.",
     "results": "Results published.",
     "dead_letters": "Records or rows refused.",
     "ticks": "Ticks appended to a silent partition.",
@@ -32,7 +33,6 @@ PARTITION_COUNTERS = {
 PARTITION_GAUGES = {
     "lag_records": "Records not folded yet.",
     "log_time_lag_seconds": "Wall time since the last folded record was appended.",
-    "fold_seconds_total": "Time spent in the fold.",
     "dump_seconds": "Time that the last dump took.",
     "checkpoint_age_seconds": "Time since the last checkpoint.",
     "checkpoint_bytes": "Size of the last dump, uncompressed.",
@@ -49,6 +49,7 @@ LEVEL_GAUGES = {
     "rebalances": "Rebalances seen.",
 }
 """Gauge -> help; exposed as fleetloop_<gauge>{level}."""
+LABELS = ["level", "partition"]
 FOLD_PREFIX = "fleetloop_fold_"
 """What a fold's metrics() names x is exposed as fleetloop_fold_x{level,partition}."""
 
@@ -64,9 +65,9 @@ class LevelCollector(Collector):
         level, keeper = self._level.level, self._level.keeper
         states = list(keeper.states.values())
         for name, text in PARTITION_COUNTERS.items():
-            counter = CounterMetricFamily(f"fleetloop_{name}", text, labels=["level", "partition"])
+            counter = CounterMetricFamily(f"fleetloop_{name}", text, labels=LABELS)
             for s in states:
-                counter.add_metric([level, str(s.partition)], s.counts[name])
+                counter.add_metric([level, str(s.partition)], s.fold_s if name == "fold_seconds" else s.counts[name])
             yield counter
         now, wall_ms = time.monotonic(), time.time() * 1000
         values = {
@@ -74,7 +75,6 @@ class LevelCollector(Collector):
             "log_time_lag_seconds": [
                 max(0.0, (wall_ms - s.last_append_ms) / 1000) if s.last_append_ms else 0.0 for s in states
             ],
-            "fold_seconds_total": [s.fold_s for s in states],
             "dump_seconds": [s.dump_s for s in states],
             "checkpoint_age_seconds": [now - s.checkpoint_at for s in states],
             "checkpoint_bytes": [s.checkpoint_bytes for s in states],
@@ -82,18 +82,20 @@ class LevelCollector(Collector):
             "partition_stopped": [float(bool(s.stopped)) for s in states],
         }
         for name, text in PARTITION_GAUGES.items():
-            gauge = GaugeMetricFamily(f"fleetloop_{name}", text, labels=["level", "partition"])
+            gauge = GaugeMetricFamily(f"fleetloop_{name}", text, labels=LABELS)
             for s, value in zip(states, values[name], strict=True):
                 gauge.add_metric([level, str(s.partition)], float(value))
             yield gauge
         yield from self._of_level(level)
-        folds: dict[str, GaugeMetricFamily] = {}
+        folds: dict[str, Metric] = {}
         for s in states:
             for name, value in s.fold_metrics.items():
                 family = folds.get(name)
                 if family is None:
-                    family = folds[name] = GaugeMetricFamily(
-                        FOLD_PREFIX + name, "As the fold counts it.", labels=["level", "partition"]
+                    # A name that ends with _total is a counter by convention.
+                    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                    family = folds[name] = kind(
+                        FOLD_PREFIX + name.removesuffix("_total"), "As the fold counts it.", labels=LABELS
                     )
                 family.add_metric([level, str(s.partition)], value)
         yield from folds.values()
@@ -112,3 +114,11 @@ class LevelCollector(Collector):
             gauge = GaugeMetricFamily(f"fleetloop_{name}", text, labels=["level"])
             gauge.add_metric([level], float(values[name]))
             yield gauge
+
+
+def metrics_table() -> list[tuple[str, str]]:
+    """(metric, description) of every metric of a level, for the documentation."""
+    rows = [(f"fleetloop_{name}_total{{level,partition}}", text) for name, text in PARTITION_COUNTERS.items()]
+    rows += [(f"fleetloop_{name}{{level,partition}}", text) for name, text in PARTITION_GAUGES.items()]
+    rows += [(f"fleetloop_{name}{{level}}", text) for name, text in LEVEL_GAUGES.items()]
+    return [*rows, (FOLD_PREFIX + "<name>{level,partition}", "Each counter and gauge of the level's fold.")]
