@@ -170,29 +170,36 @@ def _asked(pool: Pool, context: Context, proposal: Proposal) -> Proposal:
 # -- verdicts ------------------------------------------------------------------------------------------------
 
 
-def heard(pool: Pool, context: Context, outcome: Outcome) -> list[Verdict]:
-    """An outcome came: what is in force, what is to be judged, what can be judged because something replaced it."""
+def heard(pool: Pool, context: Context, outcome: Outcome) -> None:
+    """An outcome came: what is in force, what is to be judged."""
     before = pool.orders.target
     if not pool.orders.hear(outcome, context.now_s):
-        return []
+        return
     pool.status_due = pool.status_due or pool.orders.target != before
     if outcome.state != "executed":
         if outcome.state in ("verified", "regressed", "superseded"):
             pool.watch.watched.pop(outcome.decision_id, None)
-        return []
-    rows = context.rows(pool)
-    made = []
-    for id in pool.watch.replaced(outcome.decision_kind, outcome.decision_id):
-        item = pool.watch.watched.pop(id)
-        found = verify.judge(item, pool.windows, rows, context.now_s, early=True)
-        if found is not None:
-            made.append(_verdict(pool, context, id, item, found))
+        return
     orders = pool.orders
     pool.watch.executed(
         outcome,
         context.now_s,
         {"held_before": orders.target_before, "weights_before": dict(orders.weights_before)},
     )
+
+
+def replaced(pool: Pool, context: Context, newer: Proposal) -> list[Verdict]:
+    """Verdicts on what a new proposal will replace, as far as they can be given already.
+
+    They go before the proposal: once the newer decision is executed, the older one is superseded.
+    """
+    made = []
+    for id in pool.watch.replaced(newer.decision_kind):
+        item = pool.watch.watched[id]
+        found = verify.judge(item, pool.windows, context.rows(pool), context.now_s, early=True)
+        if found is not None:
+            del pool.watch.watched[id]
+            made.append(_verdict(pool, context, id, item, found))
     return made
 
 

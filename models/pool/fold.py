@@ -129,7 +129,8 @@ class PoolFold(BaseFold):
         pool, name = found
         before_s = pool.windows.request_until.get(name.source, 0.0)
         if self._taken(pool, name, pool.windows.take_requests(name, batch)):
-            self._ask(deciding.look_now(pool, self._context(pool), name, before_s))
+            context = self._context(pool)
+            self._ask(pool, context, deciding.look_now(pool, context, name, before_s))
 
     def _engines(self, record: LogRecord, batch: Batch) -> None:
         found = self._named(batch, NODE_SAMPLES)
@@ -143,8 +144,7 @@ class PoolFold(BaseFold):
 
     def _outcome(self, record: LogRecord, outcome: Outcome) -> None:
         pool = self._pool(outcome.pool)
-        for verdict in deciding.heard(pool, self._context(pool), outcome):
-            self._say(verdict)
+        deciding.heard(pool, self._context(pool), outcome)
 
     def _taken(self, pool: Pool, name: WindowName, new: bool) -> bool:
         """A window that changed is to be rated and billed (again)."""
@@ -166,7 +166,7 @@ class PoolFold(BaseFold):
             context = self._context(pool)
             if not ticked and (second - LOOK_AT_S) // TICK_S != (before - LOOK_AT_S) // TICK_S:
                 self._look(pool, context, second // TICK_S * TICK_S, closed=False)
-                self._ask(deciding.heal(pool, context))
+                self._ask(pool, context, deciding.heal(pool, context))
             if ticked:
                 self._decide(pool, context)
             if ticked or pool.status_due:
@@ -185,9 +185,9 @@ class PoolFold(BaseFold):
         for verdict in verdicts:
             self._say(verdict)
         for revert in reverts:
-            self._ask(revert)
-        self._ask(deciding.plan(pool, context))
-        self._ask(deciding.heal(pool, context))
+            self._ask(pool, context, revert)
+        self._ask(pool, context, deciding.plan(pool, context))
+        self._ask(pool, context, deciding.heal(pool, context))
         dropped = pool.windows.drop(context.now_s, self.limits.grace_requests_s)
         self.count("windows_dropped_total", dropped)
 
@@ -284,8 +284,10 @@ class PoolFold(BaseFold):
                 name = f"{pool.name}/{kind}/{finding.subject}"
                 self.emit_record(FINDINGS, name, f"finding/{name}@{self.offset}", finding)
 
-    def _ask(self, proposal: Proposal | None) -> None:
+    def _ask(self, pool: Pool, context: Context, proposal: Proposal | None) -> None:
         if proposal is not None:
+            for verdict in deciding.replaced(pool, context, proposal):
+                self._say(verdict)
             self.emit_record(DECISION_EVENTS, "fleet", proposal.id, proposal)
 
     def _say(self, verdict: Verdict) -> None:

@@ -114,7 +114,7 @@ def _reason(
         elif name in slow:
             parts.append(
                 f"{name} is {slow[name]:.2f} x as slow as its {len(names) - 1} siblings "
-                f"(limit {SLOW:g} in 2 of 3 windows): weight {weight:g}, so that little waits for it and its recovery is seen"
+                f"(limit {SLOW:g} in 2 of 3 windows): weight {weight:g}, enough to see its recovery"
             )
     for name in in_force:
         if name not in wanted.weights and name in names and name not in wanted.left_out:

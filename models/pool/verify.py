@@ -74,9 +74,9 @@ class Watch:
         """Decisions whose horizon has passed."""
         return [id for id, item in self.watched.items() if item["due_s"] <= now_s]
 
-    def replaced(self, kind: str, newer: str) -> list[str]:
-        """Decisions of a kind that a newer one replaces."""
-        return [id for id, item in self.watched.items() if item["kind"] == kind and id != newer]
+    def replaced(self, kind: str) -> list[str]:
+        """Decisions of a kind, all of which a newer one replaces."""
+        return [id for id, item in self.watched.items() if item["kind"] == kind]
 
     def regressed(self, kind: str, now_s: float) -> bool:
         """Notes a regression; True when it freezes the kind."""
@@ -124,8 +124,6 @@ def judge(
     """The verdict on one watched decision; `early`: a newer one replaces it. None: cannot be judged."""
     action = item["action"]
     effect = _scale_effect(item, rows) if action["type"] == "scale" else _reroute_effect(item, windows, rows, now_s)
-    if early and not effect.verified:
-        return None  # it had no time: the fleet marks it superseded
     up = action["type"] == "scale" and action["replicas"] > (item["held_before"] or 0)
     # a larger pool can do nothing for its SLO before its replicas have started
     from_s = item["due_s"] - 30.0 if up else item["executed_s"] + SETTLE_S
@@ -145,7 +143,10 @@ def judge(
         words.append(f"but demand of {demand:.1f} req/s was above the {item['load_rps']:.1f} planned for")
     if early:
         words.append("judged early, a newer order has replaced it")
-    return Found(effect.verified and (not below or above), "; ".join(words), measured)
+    verified = effect.verified and (not below or above)
+    if early and not verified:
+        return None  # it had no time to show its effect: it is superseded, not judged
+    return Found(verified, "; ".join(words), measured)
 
 
 def _minutes(from_s: float, to_s: float) -> list[float]:

@@ -55,8 +55,8 @@ def _slo(pool: Pool, context: Context) -> dict[str, Found]:
     if spec is None or share is None or judged < JUDGED_MIN or share >= spec.slo_target:
         return {}
     text = (
-        f"{100 * share:.2f} % of {judged:.0f} requests of the last {status.SLO_SPAN_S} s were within "
-        f"{spec.slo_ttft_s:g} s TTFT and {1000 * spec.slo_tpot_s:g} ms per token; the target is {100 * spec.slo_target:g} %"
+        f"{100 * share:.2f} % of {judged:.0f} requests in the last {status.SLO_SPAN_S} s were within "
+        f"{spec.slo_ttft_s:g} s TTFT and {1000 * spec.slo_tpot_s:g} ms a token; target {100 * spec.slo_target:g} %"
     )
     return {pool.name: Found(text, 1.0 - share)}
 
