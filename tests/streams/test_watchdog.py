@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 
-START = (
-    "import time; from streams.logs import setup_logs; from streams.settings import load_settings; setup_logs(load_settings()); "
-    "from streams.watchdog import Watchdog; w = Watchdog(lambda: {why}); w.start(); print(1, flush=True); "
-)
-    "import time; from streams.watchdog import Watchdog; w = Watchdog(lambda: {why}); w.start(); print(1, flush=True); "
-)
+START = """
+import time
+from streams.logs import setup_logs
+from streams.settings import load_settings
+from streams.watchdog import Watchdog
+setup_logs(load_settings())
+w = Watchdog(lambda: {why})
+w.start()
+print(1, flush=True)
+"""
 
 
 def start(why: str, code: str) -> subprocess.Popen[str]:
