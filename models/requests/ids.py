@@ -73,7 +73,7 @@ class IdTable:
     def find(self, names: np.ndarray) -> np.ndarray:
         """int64 [n]: place of each name, -1 where it is not here."""
         found = np.full(len(names), -1, np.int64)
-        active = np.arange(len(names))
+        active = np.arange(len(names) if self.size else 0)
         slot = (names & self._mask).astype(np.int64)
         while len(active):
             at = self._slots[slot]
