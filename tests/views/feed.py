@@ -94,9 +94,11 @@ def load(pool: Pool, t: float) -> float:
 
 
 def replicas(pool: Pool, t: float) -> int:
-    """Ready replicas at log second t: what the load of the last minutes needed, plus one."""
-    peak = max(load(pool, t - back) for back in range(0, 301, 60))
-    return min(pool.replicas_max, math.ceil(peak / pool.capacity + 0.4))
+    """Ready replicas at log second t: what the smooth load of the last and next minutes needs, and some reserve."""
+    peak = max(
+        pool.base + pool.swing * math.sin(2 * math.pi * (t + step) / pool.period_s) for step in range(-300, 121, 60)
+    )
+    return min(pool.replicas_max, math.ceil(peak * 1.1 / pool.capacity + 0.1))
 
 
 class Feed:
@@ -105,6 +107,8 @@ class Feed:
     def __init__(self, start_s: int = ORIGIN_S) -> None:
         self.start_s = start_s
         self.offset = 0
+        self.coming: list[tuple[int, Proposal, Any, float, str, str]] = []
+        self.histories: dict[str, list[Transition]] = {}
 
     def _next(self) -> int:
         self.offset += 1
@@ -363,17 +367,8 @@ class Feed:
         )
         yield DEAD_LETTERS, record(self._next(), now, letter)
 
-    def decisions(self, t: int, now: int) -> Iterator[Item]:
-        """A scale-up or -down where the wanted replicas change, a reroute around the slow replica."""
-        for pool in POOLS:
-            before, after = replicas(pool, t + 119), replicas(pool, t + 120)
-            if t and before != after:
-                yield from self._lifecycle(pool, t, now, before, ScaleAction(replicas=after))
-        if t == 30:
-            weights = RerouteAction(weights={f"{POOLS[0].name}-1": 0.35})
-            yield from self._lifecycle(POOLS[0], t, now, None, weights)
-
-    def _lifecycle(self, pool: Pool, t: int, now: int, before: int | None, action: Action) -> Iterator[Item]:
+    def _lifecycle(self, pool: Pool, t: int, now: int, before: int | None, action: Action) -> None:
+        """Puts the steps of a new decision among those that come."""
         scale = isinstance(action, ScaleAction)
         up = scale and before is not None and action.replicas > before
         usd = pool.price * pool.gpus_per_replica
@@ -400,40 +395,56 @@ class Feed:
             replicas_from=before,
         )
         automatic = pool is POOLS[0]
-        steps = [("proposed", 0, "the planner", "fleetloop")]
+        steps = [("proposed", 0.0, "the planner", "fleetloop")]
         if automatic:
             steps += [
                 ("approved", 0, "automatic mode, step within bounds", "fleetloop"),
                 ("dispatched", 0, "to simulator", "fleetloop"),
-                ("executed", 1, "4 replicas ordered", "simulator"),
+                ("executed", 1.2, f"{proposal.decision_kind} carried out", "simulator"),
+                ("verified", 61, "SLO 99.4 % measured, 99.7 % expected", "fleetloop"),
             ]
-            regressed = not up and t % 7 == 0
-            steps.append(
-                ("regressed" if regressed else "verified", 61, "SLO 99.4 % measured, 99.7 % expected", "fleetloop")
-            )
         else:
             steps.append(("pending", 0, "mode approve", "fleetloop"))
-        history = [Transition(state=s, at_s=now + d, offset=self._next(), cause=c, actor=a) for s, d, c, a in steps]
-        decision = Decision(
-            id=id,
-            version=self.offset,
-            state=history[-1].state,
-            mode="automatic" if automatic else "approve",
-            epoch=history[0].offset,
-            proposal=proposal,
-            history=history,
-        )
-        yield DECISIONS, record(self.offset, now, decision)
-        if automatic:
-            verdict = Verdict(
-                decision_id=id,
-                pool=pool.name,
-                verdict="verified",
-                text="SLO attainment 99.4 % measured against 99.7 % expected (at least 98.5 %).",
-                measured={"slo_attainment": 0.994, "usd_per_hour": 11.96},
-                at_s=now + 61,
+            steps.append(
+                ("rejected", 140, "not before the launch", "ada (page)") if not up else ("expired", 300, "", "")
             )
-            yield DECISION_EVENTS, record(self._next(), now, verdict)
+        for state, delay, cause, actor in steps:
+            self.coming.append((t + math.ceil(delay), proposal, state, delay, cause, actor))
+
+    def decisions(self, t: int, now: int) -> Iterator[Item]:
+        """Steps of decisions that are due, then new ones: where the wanted replicas change, and one reroute."""
+        for pool in POOLS:
+            before, after = replicas(pool, t + 119), replicas(pool, t + 120)
+            if t and before != after:
+                self._lifecycle(pool, t, now, before, ScaleAction(replicas=after))
+        if t == 30:
+            self._lifecycle(POOLS[0], t, now, None, RerouteAction(weights={f"{POOLS[0].name}-1": 0.35}))
+        due = [step for step in self.coming if step[0] <= t]
+        self.coming = [step for step in self.coming if step[0] > t]
+        for _, proposal, state, delay, cause, actor in due:
+            step = Transition(state=state, at_s=proposal.at_s + delay, offset=self._next(), cause=cause, actor=actor)
+            history = self.histories.setdefault(proposal.id, [])
+            history.append(step)
+            decision = Decision(
+                id=proposal.id,
+                version=self.offset,
+                state=state,
+                mode="automatic" if proposal.target.pool == POOLS[0].name else "approve",
+                epoch=history[0].offset,
+                proposal=proposal,
+                history=list(history),
+            )
+            yield DECISIONS, record(self.offset, now, decision)
+            if state == "verified":
+                verdict = Verdict(
+                    decision_id=proposal.id,
+                    pool=proposal.target.pool,
+                    verdict="verified",
+                    text="SLO attainment 99.4 % against 99.7 % expected (at least 98.5 %), +$11.96/h as expected.",
+                    measured={"slo_attainment": 0.994, "usd_per_hour": 11.96},
+                    at_s=now,
+                )
+                yield DECISION_EVENTS, record(self._next(), now, verdict)
 
     @staticmethod
     def _reason(pool: Pool, t: int, before: int | None, action: Action) -> str:
