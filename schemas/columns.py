@@ -178,11 +178,16 @@ class Columns:
         if content_type.startswith(CONTENT_JSON):
             if not self.json_too:
                 raise InvalidRecord("undecodable", "content-type", content_type, f"send {CONTENT_ARROW}")
-            rows, meta = JsonRows(value, self.columns), {}
+            rows, meta = JsonRows(_json_rows(value), self.columns), {}
         else:
             rows = ArrowRows(value, self.columns)
             meta = self._checked_meta(rows.meta)
         return self._check(rows, meta)
+
+    def decode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Rows that are plain values already (as JSON has them) to those that can be taken. At most ROWS_MAX."""
+        assert len(rows) <= ROWS_MAX
+        return self._check(JsonRows(rows, self.columns), {})
 
     def _checked_meta(self, raw: Mapping[str, str]) -> dict[str, str]:
         """The entries that the kind knows. Raises InvalidRecord for one that cannot be what it says."""
@@ -322,19 +327,8 @@ class ArrowRows:
 class JsonRows:
     """Rows sent as JSON: one object or an array of them. A cell of a wrong type spoils its own row alone."""
 
-    def __init__(self, value: bytes, columns: Mapping[str, Column]) -> None:
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRecord(
-                "undecodable", "value", value[:80], f"send JSON: one row or an array of rows ({error})"
-            ) from None
-        found = found if isinstance(found, list) else [found]
+    def __init__(self, found: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> None:
         self.rows = len(found)
-        if self.rows > ROWS_MAX:
-            raise InvalidRecord("too_large", "rows", self.rows, f"send at most {ROWS_MAX} rows in a record")
-        if not all(isinstance(row, dict) for row in found):
-            raise InvalidRecord("invalid", "value", value[:80], "every row must be a JSON object")
         self.cells: dict[str, list[Any]] = {name: [row.get(name) for row in found] for name in columns}
         self._fits = {
             name: np.array([c is None or _fits(columns[name].type, c) for c in cells], bool)
@@ -366,6 +360,21 @@ class JsonRows:
 
     def shown(self, column: Column, row: int) -> Any:
         return self.cells[column.name][row]
+
+
+def _json_rows(value: bytes) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecord(
+            "undecodable", "value", value[:80], f"send JSON: one row or an array of rows ({error})"
+        ) from None
+    found = found if isinstance(found, list) else [found]
+    if len(found) > ROWS_MAX:
+        raise InvalidRecord("too_large", "rows", len(found), f"send at most {ROWS_MAX} rows in a record")
+    if not all(isinstance(row, dict) for row in found):
+        raise InvalidRecord("invalid", "value", value[:80], "every row must be a JSON object")
+    return found
 
 
 def _fits(kind: str, cell: Any) -> bool:

@@ -1,0 +1,95 @@
+"""Exporters without a broker: a producer that keeps what it is given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from exporters import edge
+from schemas.columns import COLUMNAR, Batch
+from schemas.config import Deployment
+from schemas.log import CONTENT_JSON
+from streams.settings import Settings
+from streams.topics import partition_counts
+
+
+class Sent(NamedTuple):
+    """One record as the producer took it."""
+
+    topic: str
+    key: str
+    value: bytes
+    type: str
+    id: str
+    content_type: str
+    partition: int | None
+
+    def batch(self) -> Batch:
+        """The record as a columnar batch, nothing refused."""
+        taken = COLUMNAR[self.type].decode(self.value, self.content_type)
+        assert taken.refused == []
+        return taken
+
+
+class Producer:
+    """Stands in for EdgeProducer."""
+
+    made: list[Producer] = []  # noqa: RUF012 - one a test, emptied by the fixture
+
+    def __init__(self, settings: Settings, source: str) -> None:
+        self.source = source
+        self.records: list[Sent] = []
+        self.sent: Counter[str] = Counter()
+        self.acked: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.buffered_bytes = 0
+        self.connected = True
+        Producer.made.append(self)
+
+    def send(
+        self, topic: str, key: str, value: bytes, *, type: str, id: str, content_type: str = CONTENT_JSON, **more: Any
+    ) -> None:
+        self.records.append(Sent(topic, key, value, type, id, content_type, more.get("partition")))
+        self.sent[topic] += 1
+
+    async def start(self) -> None:
+        """Nothing to connect to."""
+
+    async def stop(self, timeout_s: float) -> bool:
+        return True
+
+    async def room(self) -> None:
+        """Always."""
+
+    async def flush(self, timeout_s: float) -> bool:
+        return True
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits for something that other tasks bring about; a generous deadline, no claim about time."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def producers(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
+    """The producers that exporters of this test have made."""
+    Producer.made = []
+    monkeypatch.setattr(edge, "EdgeProducer", Producer)
+    return Producer.made
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def deployment() -> Deployment:
+    return Deployment(origin_ms=1_764_000_000_000, speed=1.0, local=True, partitions=partition_counts(True))
