@@ -131,7 +131,7 @@ def heal(pool: Pool, context: Context) -> Proposal | None:
         return None
     if context.now_s < pool.heal_after_s or pool.watch.is_frozen("reroute", context.now_s) or held_back(pool, context):
         return None
-    if not pool.orders.may_ask("reroute", RerouteAction(weights=wanted.weights), context.second):
+    if not pool.orders.may_ask("reroute", reroute.change(wanted.weights, in_force, names), context.second):
         return None
     look = _look(pool, context, spec, "reroute", pool.rate_rps(context.now_s))
     trigger_s = pool.routed_s or context.now_s
@@ -254,8 +254,10 @@ def _revert(pool: Pool, context: Context, id: str, item: dict[str, object], foun
         rows = context.rows(pool)
         weights = item["weights_before"]
         assert isinstance(weights, dict)
-        undo = RerouteAction(weights={name: weight for name, weight in weights.items() if name in rows})
-        current = RerouteAction(weights=status.weights(orders, rows))
+        undo = reroute.change(weights, orders.weights, rows)
+        current = reroute.change(orders.weights, weights, rows)
+        if not undo.weights:
+            return None  # all that were changed are gone
     if not orders.may_ask(kind, undo, context.second) or not pool.watch.may_revert(id):
         return None
     look = _look(pool, context, spec, kind, pool.rate_rps(context.now_s))

@@ -286,7 +286,8 @@ class PoolFold(BaseFold):
 
     def _ask(self, pool: Pool, context: Context, proposal: Proposal | None) -> None:
         if proposal is not None:
-            for verdict in deciding.replaced(pool, context, proposal):
+            automatic = context.spec is not None and context.spec.mode == "automatic"
+            for verdict in deciding.replaced(pool, context, proposal) if automatic else ():
                 self._say(verdict)
             self.emit_record(DECISION_EVENTS, "fleet", proposal.id, proposal)
 

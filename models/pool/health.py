@@ -2,10 +2,11 @@
 
 A replica's time per engine step is set against what the pool's own step-time model expects for its batch and prefill
 load, T = D0 + D1 B + P1 p (B: mean running requests, p: prompt tokens per step), learned by least squares from all
-replicas (half-life 30 min) and divided by the siblings' median, so that a shift of all names nobody. Beside it time per
-output token and time to first token against the siblings' medians; the latter by its square root, since queueing
-amplifies a slowdown. A replica with little traffic (it was rerouted around) is judged by the model alone: light load
-makes every other figure good. First form of the joint model in docs/interference.md.
+replicas (half-life 30 min) and divided by the siblings' median, so that a shift of all names nobody. Where an engine does
+not count its steps, time per output token and time to first token are set against the siblings' medians instead, the
+latter by its square root, since queueing amplifies a slowdown. Where it does, they decide nothing: a replica whose steps
+are as fast as they should be has long requests, not a fault (of 26 replicas one a minute looked slow by TTFT alone), and
+one with little traffic, because it was rerouted around, would look well. First form of the model in docs/interference.md.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Health:
             known = []
             if whole and name in ratios:
                 known.append(ratios[name] / whole)
-            if name in full or not known:
+            else:
                 if tpot and step.tpot_s is not None:
                     known.append(step.tpot_s / tpot)
                 if ttft and step.ttft_s is not None and name in full:

@@ -3,7 +3,7 @@ more than a third of a pool."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from models.pool.health import SLOW, WELL, WELL_LOOKS
@@ -46,6 +46,11 @@ def routing(names: list[str], slow: Mapping[str, float], failed: list[str], in_f
     return Routing(weights, [name for name, _ in bad[room:]])
 
 
+def change(to: Mapping[str, float], since: Mapping[str, float], names: Iterable[str]) -> RerouteAction:
+    """The action that puts weights in force: all that are not 1, and those named that become 1 again."""
+    return RerouteAction(weights={name: to.get(name, 1.0) for name in names if name in to or name in since})
+
+
 def propose(
     pool: str,
     spec: PoolSpec,
@@ -59,7 +64,7 @@ def propose(
     look: Look,
 ) -> Proposal:
     """The proposal to put these weights in force."""
-    action = RerouteAction(weights=wanted.weights)
+    action = change(wanted.weights, in_force, names)
     where = Target(cluster=spec.cluster, pool=pool)
     floor = spec.slo_target if look.attainment is None else min(spec.slo_target, look.attainment)
     return Proposal(
@@ -67,7 +72,7 @@ def propose(
         decision_kind="reroute",
         target=where,
         action=action,
-        undo=RerouteAction(weights={name: weight for name, weight in in_force.items() if name in names}),
+        undo=change(in_force, wanted.weights, names),
         reason=_reason(wanted, in_force, slow, failed, names),
         alternatives=[
             Alternative(
