@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,14 @@ KeyId = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the command as JSON.")]
 Id = Annotated[str, typer.Argument(help="Id of the decision (`fleetloop get decisions`).")]
 DEFAULT_KEY_ID = "cli"
+
+
+class Role(StrEnum):
+    """Roles of signers."""
+
+    viewer = "viewer"
+    approver = "approver"
+    admin = "admin"
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +87,7 @@ def resume(
 def keygen(
     file: Annotated[Path, typer.Argument(help="Where the private key goes (mode 0600; never overwritten).")],
     key_id: Annotated[str, typer.Option(help="Name of the signer object.")] = DEFAULT_KEY_ID,
-    role: Annotated[str, typer.Option(help="viewer, approver or admin.")] = "approver",
+    role: Annotated[Role, typer.Option(help="What its commands may do.")] = Role.approver,
 ) -> None:
     """Make a signing key; prints the signer object to `fleetloop apply` so that its commands count."""
     from cli.console import guarded
@@ -88,7 +97,7 @@ def keygen(
 
         private = create_key_file(file)
         out.print(
-            f"kind: signer\nname: {key_id}\nspec:\n  role: {role}\n  public_key_base64: {public_base64(private)}",
+            f"kind: signer\nname: {key_id}\nspec:\n  role: {role.value}\n  public_key_base64: {public_base64(private)}",
             highlight=False,
         )
 

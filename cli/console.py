@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ import typer
 from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.errors import FleetloopError, InvalidInput, SettingsError, UnavailableError
 
@@ -31,8 +33,11 @@ EXIT_CODES = {
 }
 """Exit code -> meaning."""
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it could not do is told once, as our error
+
+# No markup: what is shown quotes records and files, and "[/x]" in them is no instruction to us.
+out = Console(soft_wrap=True, markup=False)
+err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
 def emit(value: object, as_json: bool, human: Callable[[], None]) -> None:
@@ -70,7 +75,7 @@ def cell(value: object) -> str:
 
 def fail(text: str, code: int) -> NoReturn:
     """Says what is wrong and ends."""
-    err.print(f"[bold red]error:[/] {text}", highlight=False)
+    err.print(Text.assemble(("error:", "bold red"), f" {text}"))
     raise typer.Exit(code)
 
 

@@ -69,7 +69,7 @@ async def _demo(
         plan = await _start(cleanup, folder, trace, scale, speed, duration, stop)
         if plan is None:
             return 0
-        err.print(f"[bold]The page:[/] {plan.page}  (token for its buttons: {plan.token})")
+        err.print(f"[bold]The page:[/] {plan.page}  (token for its buttons: {plan.token})", markup=True)
         err.print(f"Logs: {folder / 'logs'}. Fleet time runs at {speed:g}x. Ctrl-C ends everything.\n")
         async with Watch(plan, as_json=as_json) as watch:
             finite = trace is not None or duration is not None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.console import cell, emit, err, out, run, table
+from schemas.errors import FleetloopError
 
 
 class Thing(StrEnum):
@@ -128,7 +129,14 @@ def apply(
         built = [build(document, current, getpass.getuser(), at_s) for document in documents]
         changes = [change for _, change in built]
         if not dry_run:
-            await send_objects(settings, [item for item, change in built if change.what != "unchanged"])
+            wanted = [item for item, change in built if change.what != "unchanged"]
+            await send_objects(settings, wanted)
+            holds = await read_config(settings) if wanted else {}
+            for item in wanted:
+                if holds[item.key] != item and holds[item.key].revision == item.revision:
+                    raise FleetloopError(
+                        f"{item.key}: somebody changed it at the same moment and was first: apply again"
+                    )
 
         def human() -> None:
             for change in changes:

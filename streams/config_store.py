@@ -18,6 +18,8 @@ from streams.reader import read_to_end
 from streams.settings import Settings
 
 SEND_WITHIN_S = 30.0
+WORDS = ("kind", "name", "spec", "deleted")
+"""What a document may hold."""
 
 
 class Change(NamedTuple):
@@ -51,15 +53,24 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
         documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
     except OSError as error:
         raise InvalidInput("file", str(path), f"name a readable file ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInput(str(path), "", f"write valid YAML: {error}") from None
     for number, document in enumerate(documents, 1):
         where = f"{path} document {number}"
         if not isinstance(document, dict) or not {"kind", "name"} <= document.keys():
             raise InvalidInput(where, document, "write kind, name and spec")
-        if document["kind"] not in SPECS or document["kind"] == "deployment":
-            kinds = ", ".join(k for k in SPECS if k != "deployment")
-            raise InvalidInput(f"{where}: kind", document["kind"], f"write one of {kinds}")
+        kinds = [kind for kind in SPECS if kind != "deployment"]
+        if document["kind"] not in kinds:
+            raise InvalidInput(f"{where}: kind", document["kind"], f"write one of {', '.join(kinds)}")
+        for word in document:
+            if word not in WORDS:  # a `specs` that is passed over would leave every default in force
+                raise InvalidInput(
+                    f"{where}: {word}", document[word], f"known beside each other are {', '.join(WORDS)}"
+                )
+    named = [f"{document['kind']}/{document['name']}" for document in documents]
+    for key in named:
+        if named.count(key) > 1:
+            raise InvalidInput(str(path), key, "name each object once: which of them holds would be chance")
     return documents
 
 
@@ -70,10 +81,14 @@ def build(
     on the wire they would be ignored, and a person's typing error must not pass as a default.
     """
     kind, name = document["kind"], str(document["name"])
-    deleted = bool(document.get("deleted", False))
+    deleted = document.get("deleted", False)
     spec = document.get("spec") or {}
+    if not isinstance(deleted, bool):
+        raise InvalidInput(f"{kind}/{name}: deleted", deleted, "write true or false")
+    if not isinstance(spec, dict):
+        raise InvalidInput(f"{kind}/{name}: spec", spec, "write the fields of the object, one a line")
     if not deleted:
-        unknown = sorted(set(spec) - set(SPECS[kind].model_fields))
+        unknown = [field for field in spec if field not in SPECS[kind].model_fields]
         if unknown:
             known = ", ".join(SPECS[kind].model_fields)
             raise InvalidInput(f"{kind}/{name}: {unknown[0]}", spec[unknown[0]], f"no such field; known are {known}")
@@ -89,15 +104,18 @@ def build(
     after = {} if deleted else spec
     fields = {f: (before.get(f), after.get(f)) for f in {**before, **after} if before.get(f) != after.get(f)}
     revision = (old.revision if old else 0) + 1
-    item = ConfigObject(
-        object_kind=kind,
-        name=name,
-        revision=revision,
-        deleted=deleted,
-        at_s=at_s,
-        actor=actor,
-        spec=spec if not deleted else {},
-    )
+    try:
+        item = ConfigObject(
+            object_kind=kind,
+            name=name,
+            revision=revision,
+            deleted=deleted,
+            at_s=at_s,
+            actor=actor,
+            spec=spec if not deleted else {},
+        )
+    except ValidationError as error:
+        raise refusal(f"{kind}/{name}", error) from None
     exists = old is not None and not old.deleted
     if deleted:
         return item, Change(item.key, "deleted" if exists else "unchanged", revision, fields)
