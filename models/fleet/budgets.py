@@ -25,11 +25,11 @@ def _held(case: Case, pool: str) -> float:
     """GPUs that another pool counts for. Raises Blocked where nobody knows."""
     spec, view = case.fleet.specs.get(pool), case.fleet.views.get(pool)
     reserved = 0
-    if spec is not None and view is not None and view.status is not None and view.status["replicas_wanted"]:
-        mine = case.fleet.specs[case.pool].priority
+    if spec is not None and spec.priority > case.fleet.specs[case.pool].priority:
+        wanted = view.status["replicas_wanted"] if view is not None and view.status is not None else None
         may_act = case.fleet.mode([pool]) in ("approve", "automatic") and not case.fleet.pause_of([pool])
-        if spec.priority > mine and may_act:
-            reserved = min(view.status["replicas_wanted"], spec.replicas_max)
+        if wanted and may_act:
+            reserved = min(wanted, spec.replicas_max)
     gpus = None if view is None else view.gpus(None if spec is None else spec.gpus_per_replica, reserved)
     if gpus is None:
         raise Blocked(

@@ -41,7 +41,7 @@ class Seen:
             self.forget(now_s)
         if len(self.ids) >= most:
             raise InvalidRecord("overflow", "id", command.id, f"{most} commands are remembered: send it again later")
-        self.ids[command.id] = (content, min(command.expires_s, now_s + LIFE_S_MAX))
+        self.ids[command.id] = (content, command.expires_s)
         return "new"
 
     def forget(self, now_s: float) -> None:
@@ -60,17 +60,25 @@ def check_signature(command: Command, signers: dict[str, SignerSpec]) -> SignerS
     return signer
 
 
+def check_time(command: Command, now_s: float) -> None:
+    """Raises InvalidRecord for a command that is over, or that would have to be remembered too long.
+
+    Such a one is not even audited: whoever can write to the log could say it again and again.
+    """
+    if now_s > command.expires_s:
+        raise InvalidRecord("too_late", "expires_s", command.expires_s, f"log time is {now_s:.1f}: order it again")
+    if command.expires_s - command.issued_s > LIFE_S_MAX:
+        remedy = f"a command may count for at most {LIFE_S_MAX:g} s: let it expire sooner"
+        raise InvalidRecord("out_of_bounds", "expires_s", command.expires_s, remedy)
+
+
 def check_rights(command: Command, signer: SignerSpec, now_s: float, future_s: float) -> None:
     """Raises Refused where a signed command may not do what it says."""
     if signer.role not in ROLES[command.command]:
         needed = " or ".join(ROLES[command.command])
         raise Refused(f"{command.command} needs the role {needed}; {command.key_id} has {signer.role}")
-    if now_s > command.expires_s:
-        raise Refused(f"the command expired {now_s - command.expires_s:.1f} s ago")
     if command.issued_s > now_s + future_s:
         raise Refused(f"the command was issued {command.issued_s - now_s:.1f} s ahead of log time")
-    if command.expires_s - now_s > LIFE_S_MAX:
-        raise Refused(f"a command may count for at most {LIFE_S_MAX:g} s: let it expire sooner")
 
 
 def revert_id(decision_id: str, again: str = "") -> str:

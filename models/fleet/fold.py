@@ -199,6 +199,7 @@ class FleetFold(BaseFold):
 
     def _on_command(self, record: LogRecord, command: Command) -> None:
         signer = commands.check_signature(command, self.signers)
+        commands.check_time(command, self.now_s)
         if self.seen.take(command, self.now_s, self.limits.commands_max) == "again":
             self.count("commands_repeated_total")
             return

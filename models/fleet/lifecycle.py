@@ -80,6 +80,7 @@ class Lifecycle:
         self._dirty.clear()
 
     def begin(self, proposal: Proposal, content: str, cause: str, actor: str) -> Decision:
+        """A new decision in the state `proposed`."""
         pools = concerned(proposal, self.fleet.specs)
         executors = [self.fleet.specs[p].executor for p in pools if p in self.fleet.specs]
         now, offset = self.host.now_s, self.host.offset
@@ -99,6 +100,7 @@ class Lifecycle:
         return decision
 
     def full(self, decision: Decision) -> bool:
+        """Whether too many are open; the decision is then blocked."""
         most = self.host.limits.open_decisions_max
         if len(self.book.open()) < most:
             return False
@@ -158,6 +160,7 @@ class Lifecycle:
             self._touch(reverted, False)
 
     def block(self, decision: Decision, words: str) -> None:
+        """Ends a decision by a constraint, in its words."""
         noted = decision.model_copy(update={"constraints": [*decision.constraints, words]})
         self.host.count("decisions_blocked_total")
         self.move(noted, "block", "fleetloop", US, words)
@@ -196,6 +199,7 @@ class Lifecycle:
             view.undone()
 
     def size(self, decision: Decision) -> int | None:
+        """Replicas that a scale decision adds or removes; None for others, or where that is unknown."""
         action, view = decision.proposal.action, self.fleet.views.get(decision.proposal.target.pool)
         base = view.base() if view is not None else None
         return abs(action.replicas - base) if isinstance(action, ScaleAction) and base is not None else None

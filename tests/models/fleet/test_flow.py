@@ -196,7 +196,7 @@ def test_a_command_that_is_not_what_was_signed_is_unsigned(change: dict[str, str
 
 
 def test_a_command_counts_once_and_only_in_its_time() -> None:
-    """Replayed it is ignored; expired, from the future or valid for ever it is refused."""
+    """Replayed it is ignored; expired or valid for ever it is a dead letter; from the future it is refused."""
     run = started()
     pause = command("c1", "pause", T0 + 1, "admin")
     run.at(T0 + 1, pause)
@@ -204,12 +204,14 @@ def test_a_command_counts_once_and_only_in_its_time() -> None:
     assert run.at(T0 + 3, pause) == []
     run.at(T0 + 70, pause)
     assert run.fold.fleet.paused == {}
-    for id, at_s, life_s in (("c3", T0, 60), ("c4", T0 + 1000, 60), ("c5", T0 + 70, 1e6)):
-        run.at(T0 + 71, command(id, "pause", at_s, "admin", expires_s=at_s + life_s))
-        assert run.audit()[-1].event == "refused: pause"
+    run.at(T0 + 71, command("c3", "pause", T0, "admin"))
+    run.at(T0 + 71, command("c4", "pause", T0 + 70, "admin", expires_s=T0 + 1e6))
+    assert run.dead() == ["too_late", "too_late", "out_of_bounds"]
+    run.at(T0 + 71, command("c5", "pause", T0 + 1000, "admin"))
+    assert run.audit()[-1].event == "refused: pause"
     assert run.fold.fleet.paused == {}
-    run.at(T0 + 72, command("c3", "pause", T0 + 72, "admin"))
-    assert run.dead() == ["conflict"]
+    run.at(T0 + 72, command("c5", "pause", T0 + 72, "admin"))
+    assert run.dead()[-1] == "conflict"
 
 
 @pytest.mark.parametrize("pool", ["p", None])
