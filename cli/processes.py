@@ -94,7 +94,7 @@ def simulate(
     scenario: Annotated[str, typer.Option(help="demo, trace, or a YAML file.")] = "demo",
     trace: Annotated[Path | None, typer.Option(help="Trace file (Azure LLM 2023 columns) that drives it.")] = None,
     scale: Annotated[float, typer.Option(help="Copies of the trace.", min=0.001)] = 1.0,
-    duration: Annotated[float | None, typer.Option(help="Only the trace's first seconds.")] = None,
+    duration: Annotated[float | None, typer.Option(help="The load ends after so many seconds.")] = None,
     port: Annotated[int, typer.Option(help="Control port on 127.0.0.1.", min=1, max=65535)] = 8801,
 ) -> None:
     """Run a simulated fleet that publishes and obeys through the same topics as a real one.
@@ -109,6 +109,8 @@ def simulate(
         chosen = load_scenario("trace" if trace is not None and scenario == "demo" else scenario)
         if trace is not None:
             chosen = chosen.for_trace(str(trace), scale, duration)
+        elif duration is not None:
+            chosen = chosen.model_copy(update={"duration_s": duration})
         await run_simulator(settings, deployment, chosen, SimulatorOptions(port=port), stop)
 
     serve("simulator", main)

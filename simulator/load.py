@@ -113,6 +113,8 @@ class Load:
         }
         self.end_s = max((r.end_s for r in recorded.values()), default=math.inf)
         """Fleet time of the last request; infinite for a fleet that runs for ever."""
+        if scenario.duration_s is not None:
+            self.end_s = min(self.end_s, scenario.duration_s)
         self._sources: list[Source] = [
             recorded[i]
             if isinstance(load, TraceLoad)

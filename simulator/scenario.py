@@ -201,6 +201,7 @@ class Scenario(Part):
     nodes: list[NodeGroup] = Field(min_length=1, max_length=1000)
     pools: list[PoolSpec] = Field(min_length=1, max_length=1000)
     tenants: list[Tenant] = Field(min_length=1, max_length=10_000)
+    duration_s: Positive | None = Field(None, description="Load ends then; null: with the trace, or never.")
     load: list[Annotated[SyntheticLoad | TraceLoad, Field(discriminator="kind")]] = Field(max_length=1000)
     faults: list[Fault] = Field(default_factory=list, max_length=1000)
 
