@@ -176,7 +176,9 @@ class PoolFold(BaseFold):
 
     def _decide(self, pool: Pool, context: Context) -> None:
         """What follows from a tick."""
-        pool.waiting = deciding.waiting(context.rows(pool))
+        rows = context.rows(pool)
+        pool.waiting = deciding.waiting(rows)
+        pool.health.forget(rows)
         pool.unpriced = {name: None for name in pool.unpriced if name not in self.prices}
         deciding.settle(pool, context)
         self._look(pool, context, pool.tick_end_s - 2 * TICK_S, closed=True)

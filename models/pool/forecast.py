@@ -3,7 +3,7 @@
 Target: mean rate over the 60 s that end at the horizon. Labels come when the horizon is there; every forecast is then
 scored, and the scores are published. Intervals by the better of two methods (online quantile tracking, rolling
 residuals), by their running pinball loss. Rates are normalised by a slow EWMA, forecasts clipped to 2 x the recent
-maximum; where one is not finite the 60 s mean stands in. Measured: docs/forecasting.md.
+maximum; where one is not finite the 60 s mean stands in.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 A replica's time per engine step is set against what the pool's own step-time model expects for its batch and prefill
 load, T = D0 + D1 B + P1 p (B: mean running requests, p: prompt tokens per step), learned by least squares from all
-replicas (half-life 30 min) and divided by the siblings' median, so that a shift of all names nobody. Where an engine does
-not count its steps, time per output token and time to first token are set against the siblings' medians instead, the
-latter by its square root, since queueing amplifies a slowdown. Where it does, they decide nothing: a replica whose steps
-are as fast as they should be has long requests, not a fault (of 26 replicas one a minute looked slow by TTFT alone), and
-one with little traffic, because it was rerouted around, would look well. First form of the model in docs/interference.md.
+replicas (half-life 30 min) and divided by the siblings' median, so that a shift of all names nobody. Where an engine
+does not count its steps, time per output token and time to first token are set against the siblings' medians instead,
+the latter by its square root, since queueing amplifies a slowdown. Where it does, they decide nothing: a replica whose
+steps are as fast as they should be has long requests, not a fault (of 26 replicas several looked slow by TTFT in five
+minutes), and one with little traffic, because it was rerouted around, would look well.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Health:
         for name, score in scores.items():
             looks = [look for look in self.looks.get(name, []) if look[0] != start_s]
             self.looks[name] = [*looks, [start_s, score]][-LOOKS:]
-            if sum(look[1] > SLOW for look in self.looks[name]) >= 2:
+            if score > SLOW and sum(look[1] > SLOW for look in self.looks[name]) >= 2:
                 self.slow[name] = score
                 self.well[name] = 0
             elif name in self.slow and closed:
@@ -90,6 +90,9 @@ class Health:
         if closed:
             self._learn({name: step for name, step in full.items() if scores.get(name, 1.0) < 1.3})
             self._idle(rows)
+
+    def forget(self, rows: Mapping[str, Row]) -> None:
+        """Drops the replicas that are not in `rows`, every one that there is now."""
         for kept in (self.looks, self.slow, self.well, self.idle):
             for gone in [name for name in kept if name not in rows]:
                 del kept[gone]

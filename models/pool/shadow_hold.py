@@ -4,7 +4,8 @@ Every candidate (hold window W, margin m) is replayed on the observed past, cold
 paid, and what share of requests would have met too few live replicas. Each minute the candidate with the least
 paid + price x missed leads; a cheaper setting must win 5 times in a row, a dearer one acts at once.
 Everything is recomputed from the series of arrivals, so a revised window or a better capacity rewrites the past.
-Source, ablations and limits: docs/planning.md. Demand is in replicas: arrivals per s / capacity of one.
+The hold window is what matters: a bursty pool learns to keep its peak for 10-15 min, a smooth one lets go after one; a
+fixed window and margin meets the targets of one kind of traffic only. Demand is in replicas: arrivals per s / capacity.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_law_of_folds(data: Any) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=1, deadline=None)
 def test_law_of_folds_on_a_working_pool(data: Any) -> None:
     """The same on a log long enough for choices, forecasts and proposals."""
     check_law(pool_fold, world([3.0] * 66 + [9.0] * 4, replicas=5), data)
