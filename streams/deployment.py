@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 
 from schemas.base import decode
 from schemas.config import ConfigObject, Deployment
@@ -35,15 +36,16 @@ def wall_ms(deployment: Deployment, log_ms: float) -> float:
 
 
 async def _first(settings: Settings) -> tuple[Deployment, bytes] | None:
-    async for record in read_to_end(settings, FLEET_CONFIG):
-        if record.key != KEY.encode() or not record.value:
-            continue
-        try:
-            typed = decode(ConfigObject, record.value).typed()
-        except InvalidRecord:
-            continue  # the config agent dead-letters it
-        if isinstance(typed, Deployment):
-            return typed, record.value
+    async with aclosing(read_to_end(settings, FLEET_CONFIG)) as records:  # left early: its client must end now
+        async for record in records:
+            if record.key != KEY.encode() or not record.value:
+                continue
+            try:
+                typed = decode(ConfigObject, record.value).typed()
+            except InvalidRecord:
+                continue  # the config agent dead-letters it
+            if isinstance(typed, Deployment):
+                return typed, record.value
     return None
 
 
