@@ -134,7 +134,9 @@ class NodeFold(BaseFold):
             remedy = "send fewer samples, or raise limits.node_samples_max"
             self.refuse_rows(record, batch, np.ones(batch.rows, bool), "overflow", "at_s", float(at[0]), remedy)
             return
-        added = store.add(subjects, at, np.array(values), self.limits.sample_gap_s)
+        # `last_at_s` of a silent engine is in every later window too.
+        speaks_s = np.inf if store is self.engine_samples else self.limits.sample_gap_s
+        added = store.add(subjects, at, np.array(values), speaks_s)
         self.count("duplicate_samples_total", added.duplicates)
         self.count("samples_total", batch.rows - added.duplicates)
         from_s = added.from_s
@@ -201,8 +203,10 @@ class NodeFold(BaseFold):
         """Notes that closed windows between two times may have changed."""
         if self.next_close is None or not from_s < self.next_close:
             return
-        first = max(window_start(from_s), window_start(self.log_ms / 1000 - self.limits.grace_node_s), self.horizon)
-        for start in range(first, min(window_start(to_s) + WINDOW_S, self.next_close), WINDOW_S):
+        first = max(window_start(self.log_ms / 1000 - self.limits.grace_node_s), self.horizon)
+        first = window_start(max(from_s, first))
+        last = window_start(min(to_s, self.next_close - 1))
+        for start in range(first, last + 1, WINDOW_S):
             dirty[start] = True
 
     # -- windows ---------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ class Added(NamedTuple):
     duplicates: int
     """Rows whose subject and time were there before: ignored."""
     from_s: float
-    """Earliest time for which something may have changed: the sample before the first new one."""
+    """Earliest time for which something may have changed: the sample before the first new one; -infinity where that is
+    not known; infinity where nothing has changed."""
     to_s: float
-    """Latest such time: the sample after the last new one, or as long as that one speaks."""
+    """Latest such time: as long as the last new one speaks, or infinity."""
     new: np.ndarray
     """Rows (numbers in the call) that are the first of their subject."""
 
@@ -53,8 +54,8 @@ class SampleStore:
         self.data = np.empty((2 + columns, 0))
         """float64 [2 + columns, capacity]; the first `size` samples are there."""
         self.size = 0
-        self.last: dict[int, float] = {}
-        """Subject -> time of its latest sample; follows from `data`."""
+        self.last: dict[int, tuple[float, int]] = {}
+        """Subject -> time and shape (see `_shapes`) of its latest sample; follows from `data`."""
 
     def add(self, subjects: np.ndarray, at: np.ndarray, values: np.ndarray, gap_s: float) -> Added:
         """Takes samples: subjects [n], at [n] and values [columns, n]; a sample speaks for at most `gap_s`."""
@@ -67,42 +68,42 @@ class SampleStore:
         names: list[int] = s[heads].tolist()
         known = [self.last.get(name) for name in names]
         starts: list[float] = t[heads].tolist()
-        if all(last is None or last < start for last, start in zip(known, starts, strict=True)):
-            from_s = min(start if last is None else last for last, start in zip(known, starts, strict=True))
-            to_s = float(t.max()) + gap_s
+        if all(last is None or last[0] < start for last, start in zip(known, starts, strict=True)):
+            shapes = _shapes(values[:, order])
+            before = np.concatenate((shapes[:1], shapes[:-1]))
+            before[heads] = [
+                new if last is None else last[1] for last, new in zip(known, shapes[heads].tolist(), strict=True)
+            ]
+            # A counter that was unknown before grew since a sample further back than the one before.
+            even = bool((before == shapes).all())
+            times = (start if last is None else last[0] for last, start in zip(known, starts, strict=True))
+            from_s, to_s = min(times) if even else -np.inf, float(t.max()) + gap_s
         else:
-            fresh, from_s, to_s = self._between(s, t, gap_s)
+            fresh = self._fresh(s, t)
             order, s, t = order[fresh], s[fresh], t[fresh]
+            from_s, to_s = (-np.inf, np.inf) if len(order) else (np.inf, -np.inf)
         self._append(s, t, values[:, order])
-        for name, last in zip(s.tolist(), t.tolist(), strict=True):
-            if last > self.last.get(name, -1.0):
-                self.last[name] = last
+        self._note(s, t, _shapes(values[:, order]))
         unseen = [name for name, last in zip(names, known, strict=True) if last is None]
         new = order[np.isin(s, unseen)] if unseen else np.zeros(0, np.int64)
         return Added(len(subjects) - len(order), from_s, to_s, new)
 
-    def _between(self, s: np.ndarray, t: np.ndarray, gap_s: float) -> tuple[np.ndarray, float, float]:
-        """Samples that come late or twice: which of them are fresh, and from when to when they matter."""
+    def _fresh(self, s: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """bool: which of these samples, distinct and maybe late, are not held yet."""
         held = self.data[:2, : self.size]
         held = held[:, np.isin(held[SUBJECT], s)]
         subjects, at = np.concatenate((held[SUBJECT], s)), np.concatenate((held[AT], t))
-        incoming = np.arange(len(subjects)) >= held.shape[1]
-        order = np.lexsort((incoming, at, subjects))
-        subjects, at, incoming = subjects[order], at[order], incoming[order]
-        same = subjects[1:] == subjects[:-1]
-        twice = np.concatenate(([False], same & (at[1:] == at[:-1])))
-        fresh = np.zeros(len(s), bool)
-        fresh[order[incoming & ~twice] - held.shape[1]] = True
-        before = np.concatenate(([np.inf], np.where(same, at[:-1], np.inf)))
-        after = np.concatenate((np.where(same, at[1:], -np.inf), [-np.inf]))
-        if not fresh.any():
-            return fresh, np.inf, -np.inf
-        of = incoming & ~twice
-        return (
-            fresh,
-            float(np.minimum(before[of], at[of]).min()),
-            float(np.maximum(after[of], at[of] + gap_s).max()),
-        )
+        order = np.lexsort((np.arange(len(at)) >= held.shape[1], at, subjects))  # held ones come first
+        subjects, at = subjects[order], at[order]
+        twice = np.zeros(len(order), bool)
+        twice[order[1:]] = (subjects[1:] == subjects[:-1]) & (at[1:] == at[:-1])
+        return ~twice[held.shape[1] :]
+
+    def _note(self, s: np.ndarray, t: np.ndarray, shapes: np.ndarray) -> None:
+        for name, at, shape in zip(s.tolist(), t.tolist(), shapes.tolist(), strict=True):
+            last = self.last.get(name)
+            if last is None or at > last[0]:
+                self.last[name] = (at, shape)
 
     def _append(self, s: np.ndarray, t: np.ndarray, values: np.ndarray) -> None:
         end = self.size + len(s)
@@ -137,9 +138,10 @@ class SampleStore:
         self._index()
 
     def _index(self) -> None:
+        self.last = {}
         series = self.series()
         latest = np.isinf(series.next_at)
-        self.last = dict(zip(series.subjects.tolist(), series.at[latest].tolist(), strict=True))
+        self._note(series.subjects, series.at[latest], _shapes(series.values[:, latest]))
 
     def state(self) -> dict[str, Any]:
         """Plain values for a dump."""
@@ -150,6 +152,13 @@ class SampleStore:
         self.data = state["data"]
         self.size = self.data.shape[1]
         self._index()
+
+
+def _shapes(values: np.ndarray) -> np.ndarray:
+    """int64 by sample: which columns are unknown, and whether the first, the status, is not ok, as bits."""
+    bits = np.concatenate((np.isnan(values), values[:1] > 0))
+    shapes: np.ndarray = (1 << np.arange(len(bits), dtype=np.int64)) @ bits
+    return shapes
 
 
 def _series(data: np.ndarray) -> Series:
