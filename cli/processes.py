@@ -102,10 +102,10 @@ def simulate(
     PUT requests on the control port need the token in FLEETLOOP_SIMULATOR_TOKEN.
     """
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from simulator.process import SimulatorOptions, run_simulator
-        from simulator.scenario import load_scenario
+    from simulator.process import SimulatorOptions, run_simulator
+    from simulator.scenario import load_scenario
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         chosen = load_scenario("trace" if trace is not None and scenario == "demo" else scenario)
         if trace is not None:
             chosen = chosen.for_trace(str(trace), scale, duration)
@@ -123,9 +123,9 @@ def export_nvml(
 ) -> None:
     """Publish GPU samples of this host once a second (needs an NVIDIA driver)."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from exporters.nvml import NvmlOptions, run_nvml
+    from exporters.nvml import NvmlOptions, run_nvml
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         await run_nvml(settings, deployment, NvmlOptions.of(mapping_file=mapping, node=node), stop)
 
     serve("nvml", main)
@@ -138,9 +138,9 @@ def export_engines(
 ) -> None:
     """Scrape vLLM engines once a second and publish their counters."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from exporters.engines import EngineOptions, run_engines
+    from exporters.engines import EngineOptions, run_engines
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         await run_engines(settings, deployment, EngineOptions.of(targets=target, node=node), stop)
 
     serve("engines", main)
@@ -155,9 +155,9 @@ def export_intake(
 ) -> None:
     """Take request rows by HTTP: POST /v1/requests (JSON, NDJSON or Arrow)."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from exporters.intake import IntakeOptions, run_intake
+    from exporters.intake import IntakeOptions, run_intake
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         await run_intake(settings, deployment, IntakeOptions.of(host=host, port=port), stop)
 
     serve("intake", main)
@@ -172,9 +172,9 @@ def export_trace_file(
 ) -> None:
     """Replay a trace file into request.traces."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from exporters.trace_file import TraceFileOptions, run_trace_file
+    from exporters.trace_file import TraceFileOptions, run_trace_file
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         options = TraceFileOptions.of(file=file, pool=pool, tenant=tenant, speed=speed)
         await run_trace_file(settings, deployment, options, stop)
 
@@ -188,10 +188,10 @@ def execute_simulator(
 ) -> None:
     """Carry out decisions on a simulated fleet."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from executors.runtime import run_executor
-        from executors.simulator import SimulatorTarget
+    from executors.runtime import run_executor
+    from executors.simulator import SimulatorTarget
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         await run_executor(settings, deployment, SimulatorTarget.of(url=url), stop, dry_run=dry_run)
 
     serve("executor", main)
@@ -205,10 +205,10 @@ def execute_webhook(
 ) -> None:
     """Post decisions, HMAC-signed and idempotent, to your own service (secret: FLEETLOOP_WEBHOOK_SECRET or _FILE)."""
 
-    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        from executors.runtime import run_executor
-        from executors.webhook import WebhookTarget
+    from executors.runtime import run_executor
+    from executors.webhook import WebhookTarget
 
+    async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
         await run_executor(settings, deployment, WebhookTarget.of(url=url, name=name), stop, dry_run=dry_run)
 
     serve("executor", main)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from models.state import pack, unpack
+from models.state import pack, packable, unpack
 from schemas.base import KINDS, Record, decode
 from schemas.columns import COLUMNAR, Batch
 from schemas.config import ConfigObject, LimitsSpec
@@ -109,7 +109,11 @@ class BaseFold(ABC):
         if known is not None and known["revision"] >= item.revision:
             return
         spec = None if item.deleted else item.typed()
-        self.config[item.key] = item.model_dump(mode="json")
+        kept = item.model_copy(update={"spec": {} if spec is None else spec.model_dump(mode="json")})
+        plain = kept.model_dump(mode="json")
+        if not packable(plain):
+            raise InvalidRecord("out_of_bounds", item.key, "", "send whole numbers of at most 64 bits")
+        self.config[item.key] = plain
         if item.object_kind == "limits":
             self.limits = spec if isinstance(spec, LimitsSpec) else LimitsSpec()
         self.on_config(item, spec)

@@ -37,6 +37,15 @@ def _hook(code: int, data: bytes) -> Any:
     return np.frombuffer(raw, np.dtype(dtype)).reshape(shape).copy()
 
 
+def packable(value: Any) -> bool:
+    """Whether plain values can be part of a state: whole numbers have at most 64 bits."""
+    try:
+        msgpack.packb(value)
+    except (OverflowError, ValueError):
+        return False
+    return True
+
+
 def pack(level: str, topic: str, partition: int, version: int, state: dict[str, Any]) -> bytes:
     """State to bytes. `version`: of the state's format; a fold loads its own and the one before."""
     head = {"level": level, "topic": topic, "partition": partition, "format": version, "state": state}
