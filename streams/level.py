@@ -81,7 +81,7 @@ class LevelApp:
 
     async def _on_revoked(self, app: Any, revoked: set[TP], **_: Any) -> None:
         self.restored, self.assigned_at = False, None
-        await self.keeper.checkpoint_all(min(REVOKE_CHECKPOINT_S, self.settings.session_timeout_s / 3))
+        await self.keeper.vault.checkpoint_all(min(REVOKE_CHECKPOINT_S, self.settings.session_timeout_s / 3))
         self.keeper.drop_all()
 
     async def _on_rebalanced(self, app: Any, **_: Any) -> None:
@@ -90,7 +90,7 @@ class LevelApp:
         tps = sorted(tp for tp in self.app.consumer.assignment() if tp.topic == self.source)
         while not self._stopping.is_set() and generation == self.app.consumer_generation_id:
             try:
-                await self.keeper.restore(tps, generation)
+                await self.keeper.vault.restore(tps, generation)
             except (CommitFailedError, IllegalStateError) as error:
                 log.warning("restore overtaken by a rebalance", app=self.level, error=str(error))
                 return
@@ -102,7 +102,7 @@ class LevelApp:
                 return
 
     async def _on_shutdown(self, app: Any, **_: Any) -> None:
-        await self.keeper.checkpoint_all(self.settings.stop_timeout_s / 2)
+        await self.keeper.vault.checkpoint_all(self.settings.stop_timeout_s / 2)
         self.last_states = list(self.keeper.states.values())
         self.keeper.drop_all()
 
@@ -116,7 +116,7 @@ class LevelApp:
             self.beat_at = now = time.monotonic()
             if not self.restored:
                 continue
-            self.keeper.mend_sends()
+            self.keeper.repairs.mend_sends()
             for state in list(self.keeper.states.values()):
                 silent = state.repair is None and not state.stopped and now - state.arrived_at >= self.tick_s
                 if silent and state.lag(highwater(self.app, state.tp)) == 0:
@@ -142,7 +142,7 @@ class LevelApp:
         while True:
             await asyncio.sleep(interval)
             if self.restored:
-                await asyncio.gather(*(self.keeper.checkpoint(s) for s in list(self.keeper.states.values())))
+                await asyncio.gather(*(self.keeper.vault.checkpoint(s) for s in list(self.keeper.states.values())))
 
     # ---- health
 

@@ -101,13 +101,13 @@ class LevelCollector(Collector):
         yield from folds.values()
 
     def _of_level(self, level: str) -> Iterable[Metric]:
-        keeper = self._level.keeper
+        vault = self._level.keeper.vault
         values = {
             "ready": float(not self._level.ready()),
-            "partitions_assigned": len(keeper.states),
-            "restores": keeper.restores,
-            "restore_seconds": keeper.restore_s,
-            "commits_refused": keeper.commits_refused,
+            "partitions_assigned": len(self._level.keeper.states),
+            "restores": vault.restores,
+            "restore_seconds": vault.restore_s,
+            "commits_refused": vault.commits_refused,
             "rebalances": self._level.app.rebalancing_count,
         }
         for name, text in LEVEL_GAUGES.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
+from enum import Enum, auto
 from typing import Any
 
 from faust.types import TP
@@ -12,6 +13,21 @@ from faust.types import TP
 from schemas.log import Fold
 
 HOUR_S = 3600.0
+
+
+class Outcome(Enum):
+    """What became of a batch in the synchronous step."""
+
+    DONE = auto()
+    HOLE = auto()
+    RAISED = auto()
+
+
+def newer(records: list[Any], applied: int) -> list[Any]:
+    """The records after an offset."""
+    if not records or records[0].offset > applied:
+        return records
+    return [r for r in records if r.offset > applied]
 
 
 class PartitionState:
@@ -56,6 +72,19 @@ class PartitionState:
     def lag(self, highwater: int | None) -> int:
         """Records not yet folded, as far as is known."""
         return max(0, max(highwater or 0, self.end_known) - self.applied - 1)
+
+    def advance(self, records: list[Any]) -> None:
+        """Notes that these records are folded."""
+        self.applied = records[-1].offset
+        self.last_append_ms = records[-1].timestamp
+        self.moved_at = time.monotonic()
+        self.counts["records"] += len(records)
+        self.counts["batches"] += 1
+
+    def clear_queue(self) -> None:
+        """Lets go of batches that waited for a repair."""
+        while not self.queue.empty():
+            self.queue.get_nowait()
 
     def track(self, future: asyncio.Future[Any]) -> None:
         """Keeps a result's future until it is acknowledged."""
