@@ -31,9 +31,10 @@ async def starts(
     consumer: AIOKafkaConsumer, settings: Settings, topics: list[str], back_s: float, most: int
 ) -> tuple[dict[TP, int], dict[TP, int]]:
     """(first offset, end) of every partition of the topics (full names). Raises SettingsError for a missing topic."""
+    known = await consumer.topics()
     tps = []
     for topic in topics:
-        found = consumer.partitions_for_topic(topic) or set()
+        found = topic in known and consumer.partitions_for_topic(topic)
         if not found:
             raise SettingsError(f"{topic}: no such topic: create the topics (`fleetloop init`)")
         tps += [TopicPartition(topic, p) for p in sorted(found)]

@@ -122,8 +122,9 @@ class Browser:
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def open(self, url: str) -> None:
-        """Goes to a page."""
+        """Goes to a page and waits until it has been loaded."""
         await self.call("Page.navigate", url=url)
+        await self.until(f"location.href == {url!r} && document.readyState == 'complete'")
 
     async def js(self, expression: str) -> Any:
         """Evaluates an expression (awaiting a promise) and gives its value."""

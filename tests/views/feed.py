@@ -128,8 +128,8 @@ class Feed:
             item = ConfigObject(object_kind="pool", name=pool.name, revision=1, spec=spec.model_dump(mode="json"))
             yield FLEET_CONFIG, record(self._next(), self.start_s, item)
 
-    def second(self, t: int) -> Iterator[Item]:
-        """Everything published in second `t` (0 = start)."""
+    def second(self, t: int, early: bool = True) -> Iterator[Item]:
+        """Everything published in second `t` (0 = start); `early`: looks at open windows as well."""
         now = self.start_s + t
         if t == 0:
             yield from self.config()
@@ -138,7 +138,8 @@ class Feed:
         for number, pool in enumerate(POOLS):
             closed = t % 10 == 2
             start = now - 12 if closed else now - now % 10
-            yield from self._windows(pool, number, t, start, now, closed)
+            if early or closed:
+                yield from self._windows(pool, number, t, start, now, closed)
             if t % 10 == 0:
                 yield from self._status(pool, t, now)
                 yield from self._forecasts(pool, t, now)

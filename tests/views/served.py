@@ -52,7 +52,7 @@ class Served:
     def advance(self, seconds: int) -> None:
         """Reads further."""
         for _ in range(seconds):
-            for topic, item in self.feed.second(self.t):
+            for topic, item in self.feed.second(self.t, early=False):
                 self.rows.apply(topic, item)
             self.t += 1
 

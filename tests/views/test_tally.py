@@ -122,11 +122,11 @@ def test_step_to_action_is_of_executed_scale_ups() -> None:
 def test_decisions_by_kind_and_state() -> None:
     """Each decision counts once, in its latest state."""
     first = decisions()[0]
-    step = Transition(state="expired", at_s=ORIGIN_S, offset=9_999_999, cause="x")
-    later = first.model_copy(update={"version": 9_999_999, "state": "expired", "history": [*first.history, step]})
+    step = Transition(state="superseded", at_s=ORIGIN_S, offset=9_999_999, cause="x")
+    later = first.model_copy(update={"version": 9_999_999, "state": "superseded", "history": [*first.history, step]})
     summary = tally_of([*FEED, (DECISIONS, record(1, ORIGIN_S, later)), *FEED[:50]]).summary()
-    assert summary["decisions"][first.proposal.decision_kind]["expired"] == 1
-    assert sum(sum(states.values()) for states in summary["decisions"].values()) == len(decisions())
+    assert summary["decisions"][first.proposal.decision_kind]["superseded"] == 1
+    assert sum(sum(states.values()) for states in summary["decisions"].values()) == len({d.id for d in decisions()})
 
 
 @pytest.mark.parametrize(
