@@ -241,7 +241,7 @@ class Windows:
         start = int(first_s // SIZE_S) * SIZE_S
         total = 0.0
         share = (start + SIZE_S - first_s) / SIZE_S
-        while start <= until_s:
+        while start < until_s:
             window = self.by_start.get(start)
             if window is not None:
                 total += window.arrivals() * share

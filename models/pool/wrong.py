@@ -46,6 +46,8 @@ def _prices(pool: Pool) -> dict[str, Found]:
 
 def _stale(pool: Pool, context: Context) -> dict[str, Found]:
     stale = context.stale(pool)
+    if not pool.windows.request_until and context.now_s - pool.first_s <= context.fresh_s:
+        return {}  # it has only just appeared
     return {} if stale is None else {pool.name: Found(stale[0], stale[1])}
 
 
