@@ -118,7 +118,9 @@ def simulate(
 
 @exporters.command("nvml")
 def export_nvml(
-    mapping: Annotated[Path | None, typer.Option(help="YAML: replica -> pool, gpus.")] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="YAML file: replica -> pool, gpus (see docs/operations.md).")
+    ] = None,
     node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
 ) -> None:
     """Publish GPU samples of this host once a second (needs an NVIDIA driver)."""
@@ -133,7 +135,10 @@ def export_nvml(
 
 @exporters.command("engines")
 def export_engines(
-    target: Annotated[list[str], typer.Option(help="replica=http://host:port/metrics; may be repeated.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="replica=http://host:port/metrics; may be repeated. Default: FLEETLOOP_ENGINES_TARGETS."),
+    ] = None,
     node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
 ) -> None:
     """Scrape vLLM engines once a second and publish their counters."""
@@ -141,7 +146,7 @@ def export_engines(
     from exporters.engines import EngineOptions, run_engines
 
     async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        await run_engines(settings, deployment, EngineOptions.of(targets=target, node=node), stop)
+        await run_engines(settings, deployment, EngineOptions.of(targets=target or None, node=node), stop)
 
     serve("engines", main)
 
@@ -149,9 +154,14 @@ def export_engines(
 @exporters.command("intake")
 def export_intake(
     host: Annotated[
-        str, typer.Option(help="Address. Beyond loopback FLEETLOOP_INTAKE_TOKEN is required.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 8810,
+        str | None,
+        typer.Option(
+            help="Address; beyond loopback a token is required. Default: FLEETLOOP_INTAKE_HOST, or 127.0.0.1."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port. Default: FLEETLOOP_INTAKE_PORT, or 8810.", min=0, max=65535)
+    ] = None,
 ) -> None:
     """Take request rows by HTTP: POST /v1/requests (JSON, NDJSON or Arrow)."""
 
@@ -166,9 +176,11 @@ def export_intake(
 @exporters.command("trace-file")
 def export_trace_file(
     file: Annotated[Path, typer.Argument(help="Azure LLM 2023 CSV, or JSON lines of request rows.")],
-    pool: Annotated[str, typer.Option(help="Pool that the requests are said to go to.")],
-    tenant: Annotated[str, typer.Option(help="Tenant.")] = "trace",
-    speed: Annotated[float, typer.Option(help="Trace seconds per fleet second.", min=0.001)] = 1.0,
+    pool: Annotated[
+        str | None, typer.Option(help="Pool that the requests are said to go to; JSON lines may name their own.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Tenant of requests that name none. Default: trace.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Trace seconds per fleet second. Default: 1.", min=0.001)] = None,
 ) -> None:
     """Replay a trace file into request.traces."""
 

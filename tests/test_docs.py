@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cli import collect, reference
 from cli.main import app
 from cli.meanings import FOLD_METRICS, REASONS, VARIABLES
+from exporters.inventory import Holdings
 from models.node.fold import NodeFold
 from models.requests.fold import RequestsFold
 from schemas.base import KINDS
@@ -150,6 +151,18 @@ def test_each_settings_file_of_the_pages_can_be_read(tmp_path: Path, monkeypatch
         monkeypatch.setenv(SETTINGS_FILE, str(file))
         found = load_settings().model_dump()
         assert yaml.safe_load(text).items() <= found.items()
+
+
+def test_each_mapping_of_the_pages_can_be_read(tmp_path: Path) -> None:
+    """YAML marked `mapping` is what `fleetloop export nvml --mapping` takes."""
+    examples = [text for _, what, text in blocks("yaml") if what == "mapping"]
+    assert examples
+    file = tmp_path / "replicas.yaml"
+    for text in examples:
+        file.write_text(text, encoding="utf-8")
+        holdings = Holdings(file)
+        assert holdings.refresh(AT_MS / 1000)
+        assert [replica.replica for replica in holdings.replicas()] == list(yaml.safe_load(text)["replicas"])
 
 
 def test_every_yaml_and_json_block_is_marked() -> None:
