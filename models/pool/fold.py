@@ -46,6 +46,8 @@ BILL_DELAY_S = 2
 """A window is billed so long after it closed: its sources' last words are then here."""
 BILLS_MAX = 500
 """Windows of one pool that are billed in one second; the rest follow in the next."""
+UNPRICED_MAX = 50
+"""GPU types without a price that are named; more would be noise in the telemetry."""
 FORECAST_S = 60
 """Forecasts are published so often."""
 
@@ -179,7 +181,8 @@ class PoolFold(BaseFold):
         rows = context.rows(pool)
         pool.waiting = deciding.waiting(rows)
         pool.health.forget(rows)
-        pool.unpriced = {name: None for name in pool.unpriced if name not in self.prices}
+        unknown = [name for name in pool.unpriced if name not in self.prices]
+        pool.unpriced = dict.fromkeys(unknown[:UNPRICED_MAX])
         deciding.settle(pool, context)
         self._look(pool, context, pool.tick_end_s - 2 * TICK_S, closed=True)
         self._find(pool, context)
@@ -261,7 +264,7 @@ class PoolFold(BaseFold):
             if window is None or not window.dirty:
                 continue
             usd, busy_usd, missing = cost.bill(window, self.prices, spec.gpu_type if spec else "")
-            pool.unpriced.update(dict.fromkeys(missing))
+            pool.unpriced.update(dict.fromkeys(missing[:UNPRICED_MAX]))
             if usd is not None:
                 pool.totals.add(start_s, usd - (window.usd or 0.0))
                 window.usd = usd
