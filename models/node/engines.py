@@ -82,7 +82,7 @@ def _table(
     weight = weights(near, start_s, end_s, now_s, gap_s)
     dead = near.values[STATUS] > 0
     speaks = (inside | (weight > 0)) & ~dead
-    current = (near.at >= start_s - gap_s) & (near.at < end_s) & ~dead
+    current = (near.at < end_s) & (np.minimum(near.next_at, near.at + gap_s) > start_s) & ~dead
     past = (near.at < end_s) & ~dead
     grown = growth(near, _COUNTERS, start_s, end_s, near.values[START], grace_s)
     at = {name: index for index, name in enumerate(COLUMNS)}

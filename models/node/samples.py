@@ -68,22 +68,22 @@ class SampleStore:
         names: list[int] = s[heads].tolist()
         known = [self.last.get(name) for name in names]
         starts: list[float] = t[heads].tolist()
+        values = values[:, order]
+        shapes = _shapes(values)
         if all(last is None or last[0] < start for last, start in zip(known, starts, strict=True)):
-            shapes = _shapes(values[:, order])
             before = np.concatenate((shapes[:1], shapes[:-1]))
-            before[heads] = [
-                new if last is None else last[1] for last, new in zip(known, shapes[heads].tolist(), strict=True)
-            ]
+            first: list[int] = shapes[heads].tolist()
+            before[heads] = [new if last is None else last[1] for last, new in zip(known, first, strict=True)]
             # A counter that was unknown before grew since a sample further back than the one before.
             even = bool((before == shapes).all())
             times = (start if last is None else last[0] for last, start in zip(known, starts, strict=True))
             from_s, to_s = min(times) if even else -np.inf, float(t.max()) + gap_s
         else:
             fresh = self._fresh(s, t)
-            order, s, t = order[fresh], s[fresh], t[fresh]
+            order, s, t, values, shapes = order[fresh], s[fresh], t[fresh], values[:, fresh], shapes[fresh]
             from_s, to_s = (-np.inf, np.inf) if len(order) else (np.inf, -np.inf)
-        self._append(s, t, values[:, order])
-        self._note(s, t, _shapes(values[:, order]))
+        self._append(s, t, values)
+        self._note(s, t, shapes)
         unseen = [name for name, last in zip(names, known, strict=True) if last is None]
         new = order[np.isin(s, unseen)] if unseen else np.zeros(0, np.int64)
         return Added(len(subjects) - len(order), from_s, to_s, new)
