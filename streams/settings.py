@@ -104,7 +104,10 @@ class Settings(BaseSettings):
         "(never oftener than every 0.1 s of wall time).",
     )
     session_timeout_s: float = Field(
-        10.0, ge=1, le=300, description="A worker silent for this long loses its partitions."
+        10.0,
+        ge=1,
+        le=300,
+        description="A worker silent for this long loses its partitions; brokers allow 6 s and more by default.",
     )
     rebalance_timeout_s: float = Field(30.0, ge=1, le=600, description="Time that members have to join a rebalance.")
     fold_errors_per_hour_max: int = Field(

@@ -64,6 +64,7 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, counts: Mappin
             if not item[1]:
                 created.append(name)
     await _check(admin, settings, counts)
+    await _coordinated(admin, settings)
     return created
 
 
@@ -93,6 +94,19 @@ def _differences(name: str, topic: Topic, wanted: int, partitions: int, config: 
     if limit < topic.max_message_bytes:
         wrong.append(f"{name}: max.message.bytes is {limit}, needed are {topic.max_message_bytes}")
     return wrong
+
+
+async def _coordinated(admin: AIOKafkaAdminClient, settings: Settings) -> None:
+    """Waits for a coordinator of groups: on a new cluster the first question creates what it needs."""
+    deadline = asyncio.get_running_loop().time() + VISIBLE_WITHIN_S
+    while True:
+        try:
+            await admin.find_coordinator(settings.group("node"))
+            return
+        except KafkaError as error:
+            if not error.retriable or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def _visible(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, int]:
