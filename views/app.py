@@ -34,7 +34,7 @@ from streams.watchdog import Watchdog
 from views.actions import Actions, Order, Send
 from views.api import LOOPBACK_NAMES, State, add_routes
 from views.metrics import RowsCollector
-from views.records import SOURCES
+from views.records import SOURCES, latest
 from views.rows import TABLES, Rows
 from views.settings import PREFIX, ViewsSettings, load_views_settings
 from views.start import place_group
@@ -107,8 +107,11 @@ class ViewsApp:
         """Applies a coalesced batch; yields to the web server every few records."""
         name = self._names[message.topic]
         began = time.monotonic()
-        for record in message.value:
-            self.rows.apply(name, log_record(record, self.deployment.log_ms(record.timestamp)))
+        records = [log_record(record, self.deployment.log_ms(record.timestamp)) for record in message.value]
+        needed = latest(records)
+        self.rows.records[name] += len(records) - len(needed)
+        for record in needed:
+            self.rows.apply(name, record)
             if time.monotonic() - began > SLICE_S:
                 await asyncio.sleep(0)
                 began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,22 @@ def decode_record(record: LogRecord) -> Batch | Record:
     if record.type not in KINDS:
         raise InvalidRecord("unknown_type", "ce_type", record.type, "see the topic registry")
     return decode(KINDS[record.type], record.value)
+
+
+def latest(records: Sequence[LogRecord]) -> list[LogRecord]:
+    """The records of one partition without those that a later one of them replaces.
+
+    A window's id is `name@version` and it comes whole each time, so of a name the last is enough: who lags behind
+    catches up without decoding every early look.
+    """
+    last = {name: r.offset for r in records if (name := _window_name(r)) is not None}
+    return [r for r in records if (name := _window_name(r)) is None or last[name] == r.offset]
+
+
+def _window_name(record: LogRecord) -> tuple[str, str] | None:
+    if record.type not in COLUMNAR or "@" not in record.id:
+        return None
+    return record.type, record.id.rpartition("@")[0]
 
 
 def batch_rows(batch: Batch) -> list[dict[str, Any]]:

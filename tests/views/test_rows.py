@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from schemas.columns import COLUMNAR
 from schemas.config import ConfigObject
 from schemas.costs import CostWindow
 from schemas.decisions import AuditEntry, PoolStatus
@@ -27,6 +28,7 @@ from schemas.topics import (
 )
 from tests.views.feed import ORIGIN_S, POOLS, Feed, record, records, windows
 from views.history import HORIZONS_MAX, History
+from views.records import latest
 from views.rows import OLD_S, Rows
 
 FEED = records(200)
@@ -253,6 +255,25 @@ def test_rows_are_bounded_and_the_overflow_counted() -> None:
     assert set(rows.tables["replicas"]) == {"p/a", "p/b"}
     assert rows.counters["rows_overflow"] == 1
     assert rows.tables["replicas"]["p/a"]["version"] == 2
+
+
+def test_what_a_later_record_replaces_need_not_be_read() -> None:
+    """Leaving out the looks that a later one of the same name replaces gives the same rows."""
+    named = [
+        (topic, item._replace(id=f"{item.type}/{WindowName.of(meta).source}/{meta['start_s']}@{item.offset}"))
+        for topic, item in FEED
+        if topic == POOL_SIGNALS
+        for meta in [COLUMNAR[item.type].decode(item.value, item.content_type).meta]
+    ]
+    kept = latest([item for _, item in named])
+    assert len(kept) < len(named) / 3
+    assert state(rows_of([(POOL_SIGNALS, item) for item in kept])) == state(rows_of(named))
+    other = [
+        LogRecord(1, 1, "a", "", b"", id="x"),
+        LogRecord(2, 1, "a", "", b"", id="x"),
+        LogRecord(3, 1, "b", "", b""),
+    ]
+    assert latest(other) == other
 
 
 def test_configuration_gives_pools_their_targets() -> None:

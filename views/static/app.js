@@ -90,6 +90,10 @@ function showBanner() {
   else if (latest && latest.service.ready.length) message = `Catching up: ${latest.service.ready.join("; ")}.`;
   else if (latest && latest.stale_s === null) message = "No record has been read yet: are the workers running (fleetloop worker)?";
   else if (latest && latest.stale) message = `Stale: the newest record is ${span(latest.stale_s)} of fleet time old. Check the workers and the broker; nothing is decided on stale data.`;
+  else if (latest) {
+    const old = latest.pools.filter((p) => p.stale).map((p) => p.pool);
+    if (old.length) message = `No fresh evidence for ${old.length > 3 ? `${old.length} pools` : old.join(", ")}: every action there is held. Check their exporters and gateways.`;
+  }
   text(banner, message);
   attr(banner, "class", `banner${failures > 2 ? " bad" : ""}`);
   show(banner, Boolean(message));

@@ -69,7 +69,9 @@ export function poolCard(onPause) {
     showReplicas(pool);
     showFacts(pool, spec);
     showPolicy(pool);
-    text(horizonText, `forecast ${span(horizonOf(pool) ?? 0)} ahead, 80 %`);
+    const horizon = horizonOf(pool);
+    show(horizonText.parentNode, horizon !== null);
+    text(horizonText, `forecast ${span(horizon ?? 0)} ahead, 80 %`);
     chart.describe(
       `${pool.pool}: load ${num(pool.requests_per_s)} requests per second, ${num(pool.replicas_ready)} ready replicas take ` +
         `${num((pool.replicas_ready ?? 0) * (pool.capacity_rps ?? 0))}`,
