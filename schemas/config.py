@@ -144,6 +144,10 @@ SPECS: dict[str, type[Record]] = {
 }
 
 
+ONE_OF_A_KIND = ("deployment", "fleet", "limits")
+"""Kinds of which there is one object, named like its kind: another name would be taken by some and not by others."""
+
+
 @register
 class ConfigObject(Record):
     """One object of configuration at one revision."""
@@ -173,6 +177,8 @@ class ConfigObject(Record):
 
     @model_validator(mode="after")
     def _check(self) -> ConfigObject:
+        if self.object_kind in ONE_OF_A_KIND and self.name != self.object_kind:
+            raise ValueError(f"there is one {self.object_kind}: name it `{self.object_kind}`")
         if not self.deleted:
             self._spec()
         return self

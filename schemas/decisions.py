@@ -25,7 +25,7 @@ State = Literal[
     "superseded",
     "shadowed",
 ]
-"""`shadowed`: proposed in shadow mode, scored, never dispatched."""
+"""`shadowed`: proposed in shadow mode, or carried out by an executor in dry run: nothing was changed."""
 ENDED: frozenset[str] = frozenset(
     {"blocked", "failed", "verified", "regressed", "rejected", "expired", "superseded", "shadowed"}
 )

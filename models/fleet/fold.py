@@ -182,9 +182,7 @@ class FleetFold(BaseFold):
 
     def _on_result(self, record: LogRecord, result: ExecutorResult) -> None:
         decision = self.book.live.get(result.decision_id)
-        if result.dry_run:
-            self.count("results_dry_total")
-        elif decision is None or decision.state != "dispatched":
+        if decision is None or decision.state != "dispatched":
             self.count("results_late_total")
         elif result.epoch != decision.epoch or result.executor != decision.executor:
             self.count("results_foreign_total")
@@ -193,6 +191,9 @@ class FleetFold(BaseFold):
             if event is None:
                 event = "expire" if self.now_s > decision.proposal.expires_s else "skip"
             cause = f"{result.outcome} by {result.executor}" + (f": {result.detail}" if result.detail else "")
+            if result.dry_run:
+                self.count("results_dry_total")
+                event, cause = "rehearse", f"dry run, nothing was changed: {cause}"
             self.life.move(decision, event, "executor", result.executor, cut(cause))
 
     # -- commands --------------------------------------------------------------------------------------------

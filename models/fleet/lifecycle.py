@@ -195,7 +195,7 @@ class Lifecycle:
             view.executed(self.host.now_s)
         elif event == "no_answer":
             view.unanswered(self.host.now_s)
-        elif event in ("fail", "skip") or (event == "expire" and decision.history[-2].state == "dispatched"):
+        elif event in ("fail", "skip", "rehearse") or (event == "expire" and decision.history[-2].state == "dispatched"):
             view.undone()
 
     def size(self, decision: Decision) -> int | None:

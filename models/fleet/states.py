@@ -19,6 +19,7 @@ Event = Literal[
     "fail",
     "no_answer",
     "skip",
+    "rehearse",
     "verify",
     "regress",
 ]
@@ -51,6 +52,7 @@ TABLE: dict[State, dict[Event, State]] = {
         "fail": "failed",
         "no_answer": "failed",
         "skip": "superseded",
+        "rehearse": "shadowed",
         "expire": "expired",
         "supersede": "superseded",
     },
@@ -71,6 +73,7 @@ CAUSES: dict[Event, tuple[Cause, ...]] = {
     "fail": ("executor",),
     "no_answer": ("fleetloop",),
     "skip": ("executor",),
+    "rehearse": ("executor",),
     "verify": ("pool",),
     "regress": ("pool",),
 }

@@ -68,13 +68,23 @@ def test_an_executor_that_did_not_act_says_how_it_ended(outcome: str, at_s: floa
     assert run.fold.fleet.views["p"].base() == 4
 
 
-@pytest.mark.parametrize("wrong", [{"epoch": 1}, {"executor": "other"}, {"dry_run": True}, {"decision_id": "unknown."}])
+@pytest.mark.parametrize("wrong", [{"epoch": 1}, {"executor": "other"}, {"decision_id": "unknown."}])
 def test_an_answer_that_is_not_this_dispatchs_changes_nothing(wrong: dict[str, object]) -> None:
-    """An older epoch, another executor, a dry run or an unknown decision changes nothing."""
+    """An older epoch, another executor or an unknown decision changes nothing."""
     run = started()
     run.at(T0 + 1, proposal("a", T0 + 1))
     assert run.at(T0 + 1, answer(run.decision("a"), **wrong)) == []
     assert run.state("a") == "dispatched"
+
+
+def test_a_dry_run_ends_a_decision_and_what_held_before_holds() -> None:
+    """Nothing was changed, so the decision is shadowed and the next one is not held up by it."""
+    run = started()
+    run.at(T0 + 1, proposal("a", T0 + 1))
+    run.at(T0 + 2, answer(run.decision("a"), dry_run=True))
+    assert run.state("a") == "shadowed"
+    assert "dry run" in run.decision("a").history[-1].cause
+    assert run.fold.fleet.views["p"].base() == 4
 
 
 def test_a_dispatch_without_an_answer_fails_at_its_expiry() -> None:
