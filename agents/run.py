@@ -7,6 +7,7 @@ from functools import partial
 from agents import FOLDS, LEVELS, make_fold, worker_commands
 from agents.config import ConfigAgent
 from schemas.errors import SettingsError
+from schemas.topics import LEVEL_TOPIC
 from streams.deployment import read_deployment
 from streams.level import LevelApp
 from streams.logs import setup_logs
@@ -22,6 +23,8 @@ async def run_level(level: str, settings: Settings) -> int:
     deployment = await read_deployment(settings)
     if level not in FOLDS:
         return await ConfigAgent(settings, deployment).run()
+    # What a fold needs is imported now: in the middle of a rebalance it would hold up the whole group.
+    make_fold(level, LEVEL_TOPIC[level], 0, dict(deployment.partitions))
     return await LevelApp(level, partial(make_fold, level), settings, deployment).run()
 
 

@@ -29,6 +29,7 @@ SETTINGS_FILE = PREFIX + "SETTINGS_FILE"
 ELSEWHERE = {
     SETTINGS_FILE: "YAML file with settings by name in lower case; the environment wins over it.",
     PREFIX + "DATA": "Folder with real traces, for tests and benchmarks that use them.",
+    PREFIX + "PARENT_PID": "Set by the supervisor for its children, which end when that process is gone.",
     PREFIX + "LONG_TESTS": "1 runs the long forms of the broker tests as well.",
 }
 """Variables with our prefix that are no field of `Settings`; other packages add theirs by `declare_variable`."""
