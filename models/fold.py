@@ -114,7 +114,7 @@ class BaseFold(ABC):
         if not packable(plain):
             raise InvalidRecord("out_of_bounds", item.key, "", "send whole numbers of at most 64 bits")
         self.config[item.key] = plain
-        if item.object_kind == "limits":
+        if item.key == "limits/limits":
             self.limits = spec if isinstance(spec, LimitsSpec) else LimitsSpec()
         self.on_config(item, spec)
 

@@ -426,3 +426,14 @@ def test_metadata_is_checked_like_columns(name: str, value: str) -> None:
     data = GPU_SAMPLES.encode({"gpu": [0], "at_s": [NOW_S]}, meta)
     (letter,) = letters(Taker(), log_record(data, GPU_SAMPLES.type, CONTENT_ARROW))
     assert (letter.reason, letter.field) == ("invalid", name)
+
+
+@pytest.mark.parametrize("name", ["deployment", "fleet", "limits"])
+def test_objects_of_which_there_is_one_have_its_name(name: str) -> None:
+    """Limits by another name would hold until the next restart only: they are refused."""
+    fold = Taker()
+    value = {"object_kind": name, "name": "other", "revision": 1, "spec": examples.spec(name)}
+    (letter,) = letters(fold, log_record(json.dumps(value).encode(), ce_type("config")))
+    assert letter.reason == "invalid"
+    assert fold.config == {}
+    assert letters(fold, log_record(json.dumps({**value, "name": name}).encode(), ce_type("config"))) == []

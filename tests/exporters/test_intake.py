@@ -1,0 +1,317 @@
+"""The trace intake over HTTP: what is taken, what is refused and how, who may send, and what when it is full."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+
+from exporters.edge import Edge
+from exporters.intake import PATH, Intake, IntakeOptions
+from exporters.rows import BATCH_BYTES_MAX, RowBatcher, as_rows, row_bytes
+from schemas.config import Deployment
+from schemas.errors import SettingsError
+from schemas.log import CONTENT_ARROW
+from schemas.requests import REQUEST_ROWS
+from schemas.topics import REQUEST_TRACES
+from streams.clients import partition_of
+from streams.settings import Settings
+from tests.exporters.conftest import Producer, until
+from tests.schemas import examples
+
+TOKEN = "a-token-that-is-long-enough"
+NDJSON = "application/x-ndjson"
+Opened = Callable[..., AbstractAsyncContextManager["Client"]]
+
+
+class Client:
+    """A sender, and what the intake has handed on."""
+
+    def __init__(self, intake: Intake, session: aiohttp.ClientSession) -> None:
+        self.intake, self.session = intake, session
+        self.url = f"http://127.0.0.1:{intake.port}{PATH}"
+
+    async def post(self, body: bytes, content: str = "application/json", **headers: str) -> tuple[int, Any]:
+        headers = {"Content-Type": content, **{k.replace("_", "-"): v for k, v in headers.items()}}
+        async with self.session.post(self.url, data=body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every row handed to the producer, each checked to be on the partition of its id."""
+        out = []
+        for record in Producer.made[0].records:
+            assert record.topic == REQUEST_TRACES
+            assert len(record.value) <= BATCH_BYTES_MAX
+            for row in as_rows(record.batch()):
+                named = dict(zip(REQUEST_ROWS.columns, row, strict=True))
+                assert record.partition == partition_of(named["request_id"].encode(), 4)
+                out.append(named)
+        return out
+
+
+@pytest.fixture
+def opened(settings: Settings, deployment: Deployment) -> Opened:
+    """Opens an intake with options of its own."""
+
+    @asynccontextmanager
+    async def make(given_settings: Settings | None = None, **given: Any) -> AsyncIterator[Client]:
+        options = IntakeOptions.of(**({"port": 0, "coalesce_s": 0.01} | given))
+        intake = Intake(given_settings or settings, deployment, options)
+        stop = asyncio.Event()
+        running = asyncio.create_task(intake.run(stop))
+        await intake.listening.wait()
+        async with aiohttp.ClientSession() as session:
+            yield Client(intake, session)
+        stop.set()
+        await running
+
+    return make
+
+
+def example(count: int = 3) -> list[dict[str, Any]]:
+    return [{**row, "request_id": f"id-{i}"} for i, row in enumerate(examples.rows(REQUEST_ROWS, count))]
+
+
+def encoded(rows: list[dict[str, Any]], content: str) -> bytes:
+    if content == CONTENT_ARROW:
+        return REQUEST_ROWS.encode({name: [row.get(name) for row in rows] for name in REQUEST_ROWS.columns})
+    if content == NDJSON:
+        return b"\n".join(json.dumps(row).encode() for row in rows) + b"\n\n"
+    return json.dumps(rows).encode()
+
+
+@pytest.mark.parametrize("content", ["application/json", NDJSON, CONTENT_ARROW])
+async def test_rows_are_taken_in_each_form(opened: Opened, content: str) -> None:
+    """JSON, NDJSON and Arrow give the same rows, each on the partition of its id, none changed."""
+    sent = example(50)
+    async with opened() as client:
+        assert await client.post(encoded(sent, content), content) == (
+            202,
+            {"accepted": 50, "refused_rows": 0, "refused": []},
+        )
+        await until(lambda: len(client.rows()) == 50)
+        assert sorted(client.rows(), key=lambda r: r["at_s"]) == sent
+        assert len(Producer.made[0].records) == 4
+        metas = [r.batch().meta for r in Producer.made[0].records]
+        assert [m["seq"] for m in metas] == ["1", "2", "3", "4"]
+        assert len({r.id for r in Producer.made[0].records}) == 4
+
+
+async def test_one_row_as_an_object(opened: Opened) -> None:
+    """A gateway may send one row without an array; what it does not know is null."""
+    row = {"event": "arrival", "request_id": "r", "at_s": 1.5, "pool": "chat", "prompt": "secret"}
+    async with opened() as client:
+        assert (await client.post(json.dumps(row).encode()))[0] == 202
+        await until(lambda: len(client.rows()) == 1)
+    (taken,) = client.rows()
+    assert {k: v for k, v in taken.items() if v is not None} == {k: row[k] for k in row if k != "prompt"}
+
+
+async def test_rows_are_coalesced(opened: Opened) -> None:
+    """Requests within the coalescing time make one batch a partition, not one each."""
+    async with opened(coalesce_s=0.3) as client:
+        for row in example(40):
+            assert (await client.post(json.dumps(row).encode()))[0] == 202
+        await until(lambda: len(client.rows()) == 40)
+    assert len(Producer.made[0].records) <= 8
+
+
+async def test_what_was_taken_is_sent_at_the_end(opened: Opened) -> None:
+    """A stop does not lose rows that wait to be coalesced."""
+    async with opened(coalesce_s=5) as client:
+        assert (await client.post(encoded(example(), "application/json")))[0] == 202
+        assert Producer.made[0].records == []
+    assert len(client.rows()) == 3
+
+
+@pytest.mark.parametrize("content", ["application/json", NDJSON, CONTENT_ARROW])
+async def test_bad_rows_are_named_and_good_ones_taken(opened: Opened, content: str) -> None:
+    """207: each refusal says row, field, value and remedy; with nothing left to take it is a 400."""
+    rows = example(4)
+    rows[1]["ttft_s"] = -1.0
+    rows[3]["pool"] = "a/b"
+    async with opened() as client:
+        status, answer = await client.post(encoded(rows, content), content)
+        assert (status, answer["accepted"], answer["refused_rows"]) == (207, 2, 2)
+        assert [(r["row"], r["field"]) for r in answer["refused"]] == [(1, "ttft_s"), (3, "pool")]
+        assert answer["refused"][0]["value"] == "-1.0"
+        assert "0 to 1e+06" in answer["refused"][0]["remedy"]
+        status, answer = await client.post(encoded([rows[1]], content), content)
+        assert (status, answer["accepted"], answer["refused_rows"]) == (400, 0, 1)
+        await until(lambda: len(client.rows()) == 2)
+
+
+async def test_broken_lines_cost_themselves(opened: Opened) -> None:
+    """NDJSON: a line that is no JSON object is refused by its number, the lines around it are taken."""
+    good = [json.dumps(row).encode() for row in example(3)]
+    body = b"\n".join([good[0], b"{", b"", good[1], b"[1]", b"\xff", b"[" * 5000, good[2]])
+    async with opened() as client:
+        status, answer = await client.post(body, NDJSON)
+        assert (status, answer["accepted"], answer["refused_rows"]) == (207, 3, 4)
+        assert [r["row"] for r in answer["refused"]] == [1, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("body", "content", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[1]", "application/json", 400),
+        (b"x", CONTENT_ARROW, 400),
+        (b"[]", "text/plain", 415),
+        (b"[]", "application/json", 202),
+        (b"", NDJSON, 202),
+        (b" " * 2000, "application/json", 413),
+        (b" " * 9000, "application/json", 413),
+    ],
+)
+async def test_bodies_that_cannot_be_taken(opened: Opened, body: bytes, content: str, status: int) -> None:
+    """Broken, foreign, empty and too long bodies get an answer that says what to do."""
+    async with opened(body_bytes_max=1024) as client:
+        found, answer = await client.post(body, content)
+        assert found == status
+        assert answer["accepted"] == 0
+        assert status == 202 or answer.get("error") or answer["refused"][0]["remedy"]
+    assert Producer.made[0].records == []
+
+
+async def test_a_compressed_body_is_measured_when_decompressed(opened: Opened) -> None:
+    """A bomb of zeros is refused by what it becomes."""
+    async with opened(body_bytes_max=1024 * 1024) as client:
+        status, _ = await client.post(gzip.compress(b" " * 50_000_000), Content_Encoding="gzip")
+        assert status == 413
+        status, _ = await client.post(gzip.compress(json.dumps(example()).encode()), Content_Encoding="gzip")
+        assert status == 202
+
+
+async def test_a_token_is_asked_for(opened: Opened) -> None:
+    """With a token nothing is read without it; other paths and methods are refused."""
+    body = encoded(example(), "application/json")
+    async with opened(token=TOKEN) as client:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer é"}):
+            assert (await client.post(body, **header))[0] == 401
+        assert (await client.post(body, Authorization=f"Bearer {TOKEN}"))[0] == 202
+        async with client.session.get(client.url, headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
+            assert answer.status == 405
+
+
+async def test_another_host_name_is_refused_without_a_token(opened: Opened) -> None:
+    """A page elsewhere that has its own name point at loopback cannot send rows."""
+    async with opened() as client:
+        assert (await client.post(encoded(example(), "application/json"), Host="evil.example"))[0] == 403
+        assert (await client.post(encoded(example(), "application/json"), Host="localhost:1"))[0] == 202
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"host": "0.0.0.0"}, "set a token"),
+        ({"host": "gateway.internal"}, "set a token"),
+        ({"host": "0.0.0.0", "token": "short"}, "at least 16"),
+        ({"token_file": "/nowhere/token"}, "TOKEN_FILE"),
+    ],
+)
+def test_beyond_loopback_a_token_is_needed(
+    settings: Settings, deployment: Deployment, given: dict[str, str], match: str
+) -> None:
+    """The process does not start without one, and never shows it."""
+    with pytest.raises(SettingsError, match=match):
+        Intake(settings, deployment, IntakeOptions.of(**given))
+
+
+def test_secrets_are_not_shown() -> None:
+    """Neither options nor their errors print a token."""
+    assert TOKEN not in repr(IntakeOptions.of(token=TOKEN))
+    with pytest.raises(SettingsError) as refused:
+        IntakeOptions.of(token=["secret-in-a-list"])
+    assert "secret-in" not in str(refused.value)
+
+
+async def test_a_full_buffer_is_a_429_and_drops_nothing(opened: Opened) -> None:
+    """While the broker is away and the buffer fills up, rows are refused with Retry-After, all or none of a request."""
+    small = Settings(edge_buffer_bytes=128 * 1024)
+    async with opened(small, coalesce_s=0) as client:
+        rows = [{**row, "request_id": f"{'x' * 150}{i}"} for i, row in enumerate(example(60))]
+        producer = Producer.made[0]
+        assert (await client.post(encoded(rows, "application/json")))[0] == 202
+        await until(lambda: producer.records)
+        producer.buffered_bytes = 20 * 1024  # the broker has not taken them
+        async with client.session.post(client.url, json=rows) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        producer.buffered_bytes = 65 * 1024
+        assert (await client.post(b"[]"))[0] == 429
+        producer.buffered_bytes = 0
+        assert (await client.post(encoded(rows, "application/json")))[0] == 202
+        assert (await client.post(encoded(rows * 4, "application/json")))[0] == 413
+        await until(lambda: len(client.rows()) == 120)
+        samples = [
+            s for m in client.intake.edge.metrics.collect() for s in m.samples if s.name.endswith("errors_total")
+        ]
+        assert [(s.labels["what"], s.value) for s in samples] == [("busy", 2)]
+
+
+async def test_too_many_at_once_is_a_429(opened: Opened) -> None:
+    """Requests beyond the bound are turned away while others are being read, and a slow sender is cut off."""
+    async with opened(requests_max=1, body_timeout_s=0.5) as client:
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield b"["
+            await asyncio.sleep(30)
+
+        slow = asyncio.create_task(
+            client.session.post(client.url, data=slowly(), headers={"Content-Type": "application/json"})
+        )
+        await until(lambda: client.intake._handled == 1)
+        assert (await client.post(b"[]"))[0] == 429
+        async with await slow as answer:
+            assert answer.status == 408
+        assert (await client.post(b"[]"))[0] == 202
+
+
+def _batcher(settings: Settings, deployment: Deployment) -> RowBatcher:
+    return RowBatcher(Edge(settings, deployment, "test", "source"), "source")
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=40), times=st.integers(1, 60), wide=st.booleans())
+@profile(max_examples=30)
+def test_batches_never_exceed_their_bound(lengths: list[int], times: int, wide: bool) -> None:
+    """Whatever the texts, a batch is at most 512 KiB, no row is lost, and the estimate is an upper bound."""
+    deployment = Deployment(origin_ms=0, partitions={REQUEST_TRACES: 1})
+    Producer.made = []
+    batcher = _batcher(Settings(), deployment)
+    letter = "語" if wide else "x"
+    columns = list(REQUEST_ROWS.columns)
+    rows = []
+    for i in range(times):
+        for length in lengths:
+            row = dict.fromkeys(columns, None) | {"event": "end", "at_s": 1.0, "pool": letter * length}
+            row["request_id"], row["tenant"] = f"{len(rows)}-{i}", letter * length
+            rows.append(tuple(row.values()))
+    for row in rows:
+        batcher.add(row)
+    batcher.flush()
+    records = Producer.made[0].records
+    assert sum(len(r.value) for r in records) <= sum(map(row_bytes, rows)) + 4096 * len(records)
+    assert all(len(r.value) <= BATCH_BYTES_MAX for r in records)
+    assert [row for r in records for row in as_rows(r.batch())] == rows
+
+
+def test_large_requests_become_several_batches(settings: Settings, deployment: Deployment) -> None:
+    """10,000 long rows are cut into batches that the topic takes."""
+    batcher = _batcher(settings, deployment)
+    base = dict(zip(REQUEST_ROWS.columns, next(as_rows(REQUEST_ROWS.decode_rows(example(1)))), strict=True))
+    for i in range(10_000):
+        batcher.add(tuple({**base, "request_id": f"{i:0200d}"}.values()))
+    batcher.flush()
+    records = Producer.made[0].records
+    assert len(records) > 8
+    assert all(len(r.value) <= BATCH_BYTES_MAX for r in records)
+    assert sum(r.batch().rows for r in records) == batcher.sent_rows == 10_000
