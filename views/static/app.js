@@ -11,6 +11,7 @@ const POLL_MS = 1000;
 const POLL_HIDDEN_MS = 10000;
 const HISTORY_EVERY = 2;
 const DECISIONS_SHOWN = 6;
+const CLOSED_FINDINGS_SHOWN = 3;
 const find = (id) => document.getElementById(id);
 
 let latest = null;
@@ -181,7 +182,8 @@ function render(data) {
   show(older, data.decisions.length > DECISIONS_SHOWN);
   text(older, all ? "Show fewer" : `Show ${data.decisions.length - DECISIONS_SHOWN} older`);
   show(none.decisions, data.decisions.length === 0);
-  keyed(find("finding-list"), data.findings, (f) => `${f.pool}/${f.finding}/${f.subject}`, timed(findingItem));
+  const closed = data.findings.filter((f) => !f.open).slice(0, CLOSED_FINDINGS_SHOWN);
+  keyed(find("finding-list"), [...data.findings.filter((f) => f.open), ...closed], (f) => `${f.pool}/${f.finding}/${f.subject}`, timed(findingItem));
   show(none.findings, data.findings.length === 0);
   showRefused(data.dead_letters);
   document.title = `${data.fleet.decisions_pending ? `(${data.fleet.decisions_pending}) ` : ""}Fleetloop`;
