@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.node.fold import CLOSES_MAX, NodeFold
+from models.node.fold import CLOSES_MAX
 from schemas.config import ConfigObject
 from schemas.log import LogRecord, Result
-from schemas.node import NodeInventory
 from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS
 from schemas.topics import DEAD_LETTERS, ce_type
 from tests.models.law import check_bounds, check_law, log, run, tick
@@ -316,6 +315,14 @@ def test_catching_up_is_bounded() -> None:
     assert counts[2:] == [CLOSES_MAX, CLOSES_MAX, CLOSES_MAX, 101 - 3 * CLOSES_MAX, 0]
 
 
+def test_catching_up_forgets_nothing_that_it_needs() -> None:
+    """What was held during an outage is billed in full, though it ended and log time ran on before all was closed."""
+    records = [inventory(T0, [replica(since_s=T0 + 0.0)]), tick(T0 + 1), inventory(T0 + 1001.0, [])]
+    records += [tick(T0 + 1200 + t) for t in range(6)]
+    found = final(run(fold(), log(*records)), ENGINE_WINDOWS)
+    assert sum(row["allocated_s"] for rows_ in found.values() for row in rows_) == 1001
+
+
 # -- GPUs --------------------------------------------------------------------------------------------------------
 
 
@@ -447,11 +454,3 @@ def test_json_engine_samples() -> None:
     sent = LogRecord(0, (T0 + 2) * 1000, "fleetloop.engine.samples.v1", "n1", body)
     got = closed_row(run(fold(), log(inventory(T0, [replica()]), sent, tick(T0 + 12))), T0)
     assert got["generation_tokens"] == 10
-
-
-def test_state_is_gone_with_its_reasons() -> None:
-    """A fold that has heard nothing for long holds nothing."""
-    one: NodeFold = fold()
-    item = NodeInventory(node="n1", at_s=T0 + 0.0)
-    run(one, log(*registered(T0), LogRecord(0, (T0 + 1) * 1000, ce_type(item.kind), "n1", item.encode())))
-    assert one.metrics()["nodes"] == 2
