@@ -105,7 +105,12 @@ async def _start(
         return None
     err.print("creating topics and configuration")
     await configure(plan)
-    err.print("starting workers, views, executor and the simulated fleet")
+    err.print("starting workers, views and executor")
     cleanup.callback(plan.stack.stop)
-    plan.start_processes()
+    plan.start_loop()
+    await plan.loop_ready(stop)
+    if stop.is_set():
+        return None
+    err.print("starting the simulated fleet")
+    plan.start_simulator()
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import time
@@ -11,12 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from cli.stack import Stack, free_ports, preferred_port
-from streams.settings import Settings, load_settings
+from schemas.errors import UnavailableError
+from streams.settings import HEALTH_PORT_OFFSET, Settings, load_settings
 
 BOOTSTRAP = "FLEETLOOP_BOOTSTRAP_SERVERS"
 VIEWS_PORT = 6066
 VIEWS_KEY_ID = "views"
+READY_WITHIN_S = 60.0
 
 
 @dataclass
@@ -95,22 +100,55 @@ class Plan:
             "FLEETLOOP_HEALTH_PORT": str(self.health_port),
             "FLEETLOOP_LOG_FORMAT": "json",
         }
-        self.settings = load_settings(bootstrap_servers=servers, topic_prefix=prefix)
+        self.settings = load_settings(bootstrap_servers=servers, topic_prefix=prefix, health_port=self.health_port)
         self.stack = Stack(self.folder / "logs", self.env)
 
-    def start_processes(self) -> None:
-        """Starts workers, views, executor, simulator; each is given only the secrets that it needs."""
+    def start_loop(self) -> None:
+        """Starts workers, views and executor; each is given only the secrets that it needs."""
         views = {
             "FLEETLOOP_VIEWS_TOKEN": self.token,
             "FLEETLOOP_VIEWS_PORT": str(self.views_port),
             "FLEETLOOP_VIEWS_KEY_FILE": str(self.folder / "views.key"),
             "FLEETLOOP_VIEWS_KEY_ID": VIEWS_KEY_ID,
         }
-        control = {"FLEETLOOP_SIMULATOR_TOKEN": self.control_token}
         self.stack.start("worker", "worker")
         self.stack.start("views", "views", env=views)
-        self.stack.start("executor", "execute", "simulator", "--url", self.control, env=control)
-        self.stack.start("simulator", "simulate", *self.simulate_args, "--port", str(self.control_port), env=control)
+        self.stack.start("executor", "execute", "simulator", "--url", self.control, env=self.control_env)
+
+    def start_simulator(self) -> None:
+        """Starts the simulated fleet: the first request is sent at once."""
+        args = [*self.simulate_args, "--port", str(self.control_port)]
+        self.stack.start("simulator", "simulate", *args, env=self.control_env)
+
+    @property
+    def control_env(self) -> dict[str, str]:
+        """What those need who may act on the simulated fleet."""
+        return {"FLEETLOOP_SIMULATOR_TOKEN": self.control_token}
+
+    async def loop_ready(self, stop: asyncio.Event) -> None:
+        """Waits until every level is assigned and restored. Raises UnavailableError after `READY_WITHIN_S`.
+
+        A fleet that starts before its loop would begin with stale evidence, which holds every action.
+        """
+        ports = [self.settings.health_port_of(level) for level in HEALTH_PORT_OFFSET]
+        deadline = time.monotonic() + READY_WITHIN_S
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while ports and not stop.is_set():
+                self.stack.check()
+                ports = [port for port in ports if not await _answers(session, port)]
+                if time.monotonic() > deadline:
+                    raise UnavailableError(
+                        f"workers are not ready after {READY_WITHIN_S:.0f} s:\n{self.stack.tail('worker')}"
+                    )
+                await asyncio.sleep(0.2)
+
+
+async def _answers(session: aiohttp.ClientSession, port: int) -> bool:
+    try:
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
 
 
 async def configure(plan: Plan) -> None:

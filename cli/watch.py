@@ -166,12 +166,11 @@ class Watch:
     def _headline(self) -> Text:
         seconds = int(self.ledger.get("fleet_s", 0) or 0)
         requests = self.requests()
-        cost, peak = self.ledger.get("cost_usd"), self.ledger.get("cost_usd_static_peak")
-        saved = f" ({1 - cost / peak:.0%} below static peak)" if cost and peak else ""
+        cost, peak = cell(self.ledger.get("cost_usd")), cell(self.ledger.get("cost_usd_static_peak"))
         return Text.assemble(
             (f"fleet time {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}", "bold"),
             f"   requests ended {requests['sent']:,}, windowed {requests['windowed']:,}, billed {requests['billed']:,}",
-            f"   cost ${cell(cost)}{saved}   page {self.plan.page}",
+            f"   cost ${cost} (held at its peak ${peak})   page {self.plan.page}",
         )
 
     def _screen(self) -> list[Any]:
