@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from schemas import generate
+from schemas.asyncapi import FROM_OUTSIDE
 from schemas.base import KINDS, decode
 from schemas.columns import COLUMNAR, Column, Columns
 from schemas.config import SPECS
@@ -143,7 +144,7 @@ def test_every_record_kind_is_on_a_topic_and_has_its_files() -> None:
     assert set(KINDS) | set(COLUMNAR) | {ce_type("tick"), ce_type("checkpoint")} == carried
     kinds = [*examples.JSON_KINDS, *examples.COLUMNAR_KINDS, *(f"config.{name}" for name in SPECS)]
     assert {f"{kind}.schema.json" for kind in kinds} == set(SCHEMAS)
-    for topic, kinds_sent in generate.FROM_OUTSIDE.items():
+    for topic, kinds_sent in FROM_OUTSIDE.items():
         assert set(kinds_sent) <= set(TOPICS[topic].kinds)
 
 

@@ -10,13 +10,14 @@ import pytest
 from pydantic import BaseModel
 
 from schemas import generate
+from schemas.asyncapi import FROM_OUTSIDE
 from schemas.base import KINDS, Record, decode
 from schemas.columns import COLUMNAR
 from schemas.config import SPECS
 from schemas.topics import ce_type
 from tests.schemas import examples
 
-OUTSIDE = dict.fromkeys(kind for kinds in generate.FROM_OUTSIDE.values() for kind in kinds)
+OUTSIDE = dict.fromkeys(kind for kinds in FROM_OUTSIDE.values() for kind in kinds)
 STRING_MAX = Record.model_config["str_max_length"]
 
 
