@@ -32,6 +32,7 @@ SNAPSHOT_S = 1.0
 REVOKE_CHECKPOINT_S = 3.0
 RESTORE_RETRY_S = 1.0
 BEAT_S = 0.05
+NUDGE_S = 5.0
 
 
 class LevelApp:
@@ -118,8 +119,12 @@ class LevelApp:
                 continue
             self.keeper.repairs.mend_sends()
             for state in list(self.keeper.states.values()):
-                silent = state.repair is None and not state.stopped and now - state.arrived_at >= self.tick_s
-                if silent and state.lag(highwater(self.app, state.tp)) == 0:
+                silent_s = now - state.arrived_at
+                if state.repair is not None or state.stopped or silent_s < self.tick_s:
+                    continue
+                # What is there and does not come (a delivery or a seek was lost) comes with the record after it:
+                # that shows the hole, which is read once more.
+                if silent_s >= max(NUDGE_S, self.tick_s) or state.lag(highwater(self.app, state.tp)) == 0:
                     state.arrived_at = now
                     self.keeper.tick(state)
             if now - snapshot_at >= SNAPSHOT_S:

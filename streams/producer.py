@@ -254,9 +254,11 @@ class EdgeProducer:
         self._changed.set()
 
     def _on_done(self, future: asyncio.Future[object], item: _Pending) -> None:
-        if future.cancelled() or item.sequence not in self._in_flight:
+        if future.cancelled():
             return
         error = future.exception()
+        if item.sequence not in self._in_flight:
+            return  # queued again already
         if error is None:
             self._finish(item, self.acked)
         elif isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):

@@ -14,7 +14,7 @@ from faust.types import TP
 from schemas.errors import CheckpointMismatch
 from streams import checkpoints
 from streams.clients import admin_client, plain_consumer
-from streams.faustapp import commit
+from streams.faustapp import commit, commit_and_seek
 from streams.partition import PartitionState
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Vault:
                             if state.checkpoint_position is not None
                             else ""
                         )
-                        await commit(self.keeper.app, tp, state.applied + 1, meta)
+                        await commit_and_seek(self.keeper.app, tp, state.applied + 1, meta)
                 states[tp] = state
         finally:
             await consumer.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiokafka.errors import IllegalStateError
@@ -66,8 +67,8 @@ async def settings(broker: LocalBroker, topic_prefix: str) -> Settings:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[LevelApp]:
-    level = LevelApp("node", Echo, settings, await ensure_deployment(settings))
+async def running(settings: Settings, fold: type[Echo] = Echo) -> AsyncIterator[LevelApp]:
+    level = LevelApp("node", fold, settings, await ensure_deployment(settings))
     assert level.ready() == ["not assigned"]
     task = asyncio.create_task(level.run())
 
@@ -151,6 +152,66 @@ async def test_result_beyond_its_topics_limit(settings: Settings) -> None:
     [letter] = [r async for r in read_to_end(settings, DEAD_LETTERS)]
     assert b'"reason":"too_large"' in letter.value
     assert b'"data_bytes":2000000' in letter.value
+
+
+async def test_a_lost_delivery_is_read_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that never reached the fold, with nothing after them, are missed and read once more."""
+    monkeypatch.setattr("streams.level.NUDGE_S", 0.5)
+    async with running(settings) as level, EdgeProducer(settings, "test") as producer:
+        lost: list[int] = []
+        take = level.keeper.take
+
+        async def lossy(records: list[Any]) -> None:
+            if not lost and any(header(r, "ce_type") == "row" for r in records):
+                lost.extend(r.offset for r in records)
+            else:
+                await take(records)
+
+        monkeypatch.setattr(level.keeper, "take", lossy)
+        producer.send(NODE_SAMPLES, "k", b"v", type="row", id="1")
+        assert await producer.flush(60)
+
+        async def published() -> bool:
+            return [r.value async for r in read_to_end(settings, FINDINGS)] == [b"v"]
+
+        await eventually(published)
+        assert lost
+        [state] = [s for s in level.keeper.states.values() if s.counts["holes"]]
+        offsets = [r.offset for r in state.fold.seen]  # type: ignore[attr-defined]
+        assert offsets == list(range(len(offsets)))
+        assert state.counts["hole_offsets"] == 0
+
+
+class Renewed(Echo):
+    """A later version of the code, to which the old dump says nothing."""
+
+    def dump(self) -> bytes:
+        return b"renewed"
+
+    def load(self, data: bytes) -> None:
+        raise KeyError("a field that the old dump lacks")
+
+
+async def test_dump_of_another_version(settings: Settings) -> None:
+    """A checkpoint that the fold refuses, however it does, is told, and the log is read from its beginning."""
+    async with running(settings) as level:
+
+        async def checkpointed() -> bool:
+            return all(s.counts["checkpoints"] >= 1 for s in level.keeper.states.values())
+
+        await eventually(checkpointed)
+    async with running(settings, Renewed) as level:
+
+        async def read_again() -> bool:
+            states = level.keeper.states.values()
+            return all(s.counts["checkpoints"] >= 1 for s in states)
+
+        await eventually(read_again)
+        for state in level.keeper.states.values():
+            offsets = [r.offset for r in state.fold.seen]  # type: ignore[attr-defined]
+            assert offsets == list(range(len(offsets)))
+    async with running(settings) as level:  # the older version refuses the newer one's as well
+        assert all(s.applied >= -1 for s in level.keeper.states.values())
 
 
 async def test_a_crash_ends_the_process(settings: Settings) -> None:
