@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cli.console import cell, err
 from cli.plan import Plan
+from schemas.topics import DECISION_EVENTS, DECISIONS
 from streams.reader import LogReader, log_record
 from views.records import SOURCES
 from views.rows import Rows
@@ -24,6 +25,8 @@ REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
 SETTLE_WALL_S = 90.0
 DECISIONS_SHOWN = 12
+ROW_TOPICS = (DECISIONS, DECISION_EVENTS)
+"""What the table is made from; windows are for the tally alone, since decoding them twice would cost the loop CPU."""
 STATE_STYLE = {
     "verified": "green",
     "executed": "cyan",
@@ -77,7 +80,8 @@ class Watch:
                 for record in batch:
                     seen = log_record(record, deployment.log_ms(record.timestamp))
                     self.tally.apply(topic, seen)
-                    self.rows.apply(topic, seen)
+                    if topic in ROW_TOPICS:
+                        self.rows.apply(topic, seen)
                 if batch:
                     await asyncio.sleep(0)  # other topics have their turn
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 # Imported for their registration in KINDS and COLUMNAR: what is not imported could not be decoded.
 import schemas.config
@@ -70,6 +71,15 @@ def _window_name(record: LogRecord) -> tuple[str, str] | None:
     if record.type not in COLUMNAR or "@" not in record.id:
         return None
     return record.type, record.id.rpartition("@")[0]
+
+
+def is_early(record: LogRecord) -> bool:
+    """Whether this is an early look at a window that is still open: known from its metadata, without decoding it."""
+    try:
+        metadata = pa.ipc.read_schema(pa.py_buffer(record.value)).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):
+        return False  # whoever decodes it says what is wrong
+    return metadata.get(b"closed") == b"0"
 
 
 def batch_rows(batch: Batch) -> list[dict[str, Any]]:

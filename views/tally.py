@@ -1,7 +1,7 @@
 """What a run came to: requests accounted for, service, cost, decisions and how quickly they were carried out.
 
 Reads the same result records as the rows, and like them keeps the greatest version per name: reading a record
-twice, or an early look before the final window, changes nothing. Windows older than two hours of log time are
+twice changes nothing, and request windows count once they have closed. Windows older than two hours of log time are
 closed into sums, so that a run without end needs bounded memory; a revision after that is counted and ignored.
 """
 
@@ -20,7 +20,7 @@ from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
 from schemas.signals import REQUEST_WINDOWS, WindowName
 from schemas.topics import REQUEST_TRACES, ce_type
-from views.records import WINDOW_S, batch_rows, decode_record
+from views.records import WINDOW_S, batch_rows, decode_record, is_early
 from views.rows import letter_id
 
 KEEP_S = 7200
@@ -97,6 +97,8 @@ class Tally:
         handler = self._handlers.get(record.type)
         if handler is None or not record.value:
             return
+        if record.type == REQUEST_WINDOWS.type and is_early(record):
+            return  # nine in ten of them; what counts is what the window holds when it has closed
         try:
             handler(record, decode_record(record))
         except (InvalidRecord, KeyError):
