@@ -31,6 +31,10 @@ ANSWER_GRACE_S = 10.0
 """An executor that found a decision expired needs time to say so, s."""
 
 
+NOT_DONE = ("fail", "skip", "rehearse")
+"""Events after which what held before holds."""
+
+
 class Host(Protocol):
     """What the fold lends: log time, the record's offset, bounds, and where results and counts go."""
 
@@ -195,7 +199,9 @@ class Lifecycle:
             view.executed(self.host.now_s)
         elif event == "no_answer":
             view.unanswered(self.host.now_s)
-        elif event in ("fail", "skip", "rehearse") or (event == "expire" and decision.history[-2].state == "dispatched"):
+        elif event in ("fail", "skip", "rehearse") or (
+            event == "expire" and decision.history[-2].state == "dispatched"
+        ):
             view.undone()
 
     def size(self, decision: Decision) -> int | None:

@@ -163,6 +163,7 @@ class PoolFold(BaseFold):
     def on_second(self, second: int, before: int) -> None:
         """See BaseFold."""
         for pool in self.pools.values():
+            minute = pool.tick_end_s // FORECAST_S
             ticked = self._ticks(pool, second)
             self._bill(pool, second)
             context = self._context(pool)
@@ -173,7 +174,7 @@ class PoolFold(BaseFold):
                 self._decide(pool, context)
             if ticked or pool.status_due:
                 self._status(pool, context)
-            if ticked and second // FORECAST_S != before // FORECAST_S:
+            if pool.tick_end_s // FORECAST_S != minute:
                 self._forecast(pool)
 
     def _decide(self, pool: Pool, context: Context) -> None:

@@ -147,3 +147,15 @@ def test_a_window_that_cannot_be_named_is_refused(change: dict[str, Any], field:
     named: dict[str, Any] = {"start_s": T0, "version": 1, "rows": [{"tenant": "a", "ends": 1}], **change}
     out = pool_fold().apply([request_window(T0 + 5, **named)])
     assert [json.loads(result.value)["field"] for result in out] == [field]
+
+
+def test_forecasts_are_published_every_minute() -> None:
+    """Each minute of log time one row a horizon, scored once its time has come."""
+    out = pool_fold().apply(world([3.0] * 50))
+    rows = [json.loads(result.value) for result in out if result.topic == "load.forecasts"]
+    by_horizon: dict[float, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_horizon.setdefault(row["horizon_s"], []).append(row)
+    assert len(by_horizon) == 3
+    assert all(7 <= len(said) <= 8 for said in by_horizon.values())
+    assert by_horizon[60.0][-1]["matured"] > 0
