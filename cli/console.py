@@ -36,7 +36,8 @@ EXIT_CODES = {
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it could not do is told once, as our error
 
 # No markup: what is shown quotes records and files, and "[/x]" in them is no instruction to us.
-out = Console(soft_wrap=True, markup=False)
+# A table that goes to a file or a pipe is not squeezed into 80 columns.
+out = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
@@ -53,7 +54,7 @@ def table(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], empty: str)
     names = list(columns)
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        grid.add_column(name, overflow="fold")
+        grid.add_column(name.replace("_", " "), overflow="fold")  # a heading may be wrapped, at its words
     count = 0
     for row in rows:
         grid.add_row(*(cell(row.get(name)) for name in names))

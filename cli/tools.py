@@ -87,7 +87,7 @@ def _show(report: Report) -> None:
     )
     out.print(f"results {report.results_sha256[:16]}, state {report.dump_sha256[:16]} (sha256)", highlight=False)
     if report.compared:
-        verdict = "[green]the same[/]" if report.same else "[red]not the same[/]"
+        verdict = "the same" if report.same else "NOT the same"
         out.print(
             f"compared with what was published: {verdict}; {report.matched} matched, {report.gone} no longer kept"
         )
