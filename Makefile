@@ -3,7 +3,7 @@
 #   make demo  [DEMO_ARGS="..."]     the loop on a real Kafka with a simulated fleet, until Ctrl-C
 #   make test  [PYTEST_ARGS="..."]   every check and test, a real Kafka included
 #   make setup                       only the environment of both, in .venv
-#   make bench [BENCH_ARGS="..."]    the benchmarks
+#   make bench [TRACE=...]           the whole loop in one process on a recorded trace: SLO, cost, CPU
 #   make docs                        write docs/reference.md from the code
 #   make clean                       remove what was made here
 #
@@ -58,8 +58,10 @@ test: setup .venv/.test
 	$(BIN)/fleetloop schemas check
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+TRACE ?= $(FLEETLOOP_DATA)/azure-llm-2023/AzureLLMInferenceTrace_conv.csv
 bench: setup .venv/.bench
-	$(BIN)/pytest tests/bench -o python_files='bench_*.py' -s $(BENCH_ARGS)
+	@test -f "$(TRACE)" || { echo "bench: no trace '$(TRACE)': say TRACE=FILE, or set FLEETLOOP_DATA" >&2; exit 1; }
+	$(BIN)/python -m tests.bench.closed_loop "$(TRACE)" $(BENCH_ARGS)
 
 docs: setup
 	@$(BIN)/fleetloop schemas reference --file docs/reference.md
