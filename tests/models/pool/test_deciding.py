@@ -11,7 +11,7 @@ import pytest
 
 from models.pool.asking import Asking
 from models.pool.orders import Orders, proposal_id
-from schemas.decisions import Expected, Outcome, ScaleAction
+from schemas.decisions import Expected, Outcome, RerouteAction, ScaleAction
 from schemas.log import LogRecord, Result
 from tests.models.law import tick
 from tests.models.pool.signals import (
@@ -197,6 +197,75 @@ def test_a_failed_order_gives_the_old_target_back() -> None:
     for version, state in ((1, "dispatched"), (2, "failed")):
         orders.hear(Outcome.model_validate_json(outcome(T0, version, state, 20).value), T0 + version)
     assert orders.target == 10
+
+
+def _end(orders: Orders, now_s: float, replicas: int, note: str, state: str = "blocked") -> None:
+    """A scale is asked for and ends so a second later."""
+    id = proposal_id("local/chat", "scale", int(now_s), 1, ScaleAction(replicas=replicas))
+    orders.ask(id, "scale", ScaleAction(replicas=replicas), now_s, int(now_s), now_s + 300)
+    said = Outcome.model_validate_json(outcome(now_s, int(now_s), state, replicas, id).value)
+    orders.hear(said.model_copy(update={"note": note}), now_s)
+
+
+def _waits_s(orders: Orders, now_s: float, replicas: int) -> int:
+    """After how many seconds an action may be asked for again."""
+    action = ScaleAction(replicas=replicas)
+    return next(s for s in range(1, 1000) if orders.may_ask("scale", action, int(now_s) + s))
+
+
+def test_blocked_again_for_the_same_cause_waits_longer() -> None:
+    """10, 20, 40, then 60 s while the same is wanted and the words differ in figures only; another want asks at once,
+    and one that goes to and fro waits for each of the two."""
+    orders, now = Orders(), float(T0)
+    orders.target = 10
+    waits = []
+    for i in range(6):
+        _end(orders, now, 20, f"gpu budget: {48 - i} of 48 H100")
+        waits.append(_waits_s(orders, now, 20))
+        now += waits[-1]
+    assert waits == [10, 20, 40, 60, 60, 60]
+    _end(orders, now, 20, "gpu budget: 3 of 48 H100")
+    assert _waits_s(orders, now, 21) == 1
+    _end(orders, now + 1, 21, "gpu budget: 3 of 48 H100")
+    assert _waits_s(orders, now + 1, 20) == 59
+    assert _waits_s(orders, now + 1, 21) == 10
+
+
+def test_a_block_for_another_cause_or_after_a_while_begins_anew() -> None:
+    """What is blocked for a new reason, or was not wanted for a time, waits as after its first block; an order that
+    got through lifts every block but no rejection."""
+    orders, now = Orders(), float(T0)
+    orders.target = 10
+    for cause, wait_s in (("money: 3", 10), ("money: 4", 20), ("cooldown: 4 s", 10), ("cooldown: 5 s", 20)):
+        _end(orders, now, 20, cause)
+        assert _waits_s(orders, now, 20) == wait_s
+        now += wait_s
+    now += 100
+    _end(orders, now, 20, "cooldown: 6 s")
+    assert _waits_s(orders, now, 20) == 10
+    _end(orders, now + 1, 30, "not today", "rejected")
+    _end(orders, now + 2, 15, "to the executor", "dispatched")
+    assert _waits_s(orders, now + 3, 20) == 1
+    assert _waits_s(orders, now + 3, 30) == 298
+
+
+@pytest.mark.parametrize("state", ["failed", "expired", "shadowed"])
+def test_what_was_not_carried_out_is_not_in_force(state: str) -> None:
+    """Weights that the executor could not set, found expired or only rehearsed, are not in force: asked for again. An
+    order repeated in vain leaves the target as it is."""
+    orders = Orders()
+    orders.target = 10
+    orders.weights = {"r1": 0.1}
+    base = Outcome.model_validate_json(outcome(T0, 0, "dispatched", 0).value)
+    reroute = {"decision_kind": "reroute", "action": RerouteAction(weights={"r1": 0.1, "r2": 0.1})}
+    for version, step in ((1, "dispatched"), (2, state)):
+        orders.hear(base.model_copy(update={**reroute, "version": version, "state": step}), T0)
+    assert orders.weights == {"r1": 0.1}
+    for number, replicas in enumerate((12, 12)):
+        steps = ("dispatched", "executed" if number == 0 else state)
+        for version, step in enumerate(steps):
+            orders.hear(Outcome.model_validate_json(outcome(T0, version, step, replicas, f"order-{number}").value), T0)
+    assert orders.target == 12
 
 
 def test_proposal_ids_name_what_is_asked() -> None:
