@@ -92,6 +92,7 @@ class EdgeProducer:
         self._progress = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failed = False
+        self._backoff_s = RETRY_S_MIN
         self._client: AIOKafkaProducer | None = None
 
     async def __aenter__(self) -> EdgeProducer:
@@ -104,6 +105,7 @@ class EdgeProducer:
     async def start(self) -> None:
         """Begins to connect in the background: the broker need not be there yet."""
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(lambda _: self._progress.set())  # who waits for progress learns that it ended
 
     async def stop(self, timeout_s: float = 5.0) -> bool:
         """Flushes for at most `timeout_s` and disconnects; True if nothing was left."""
@@ -154,34 +156,35 @@ class EdgeProducer:
     async def room(self) -> None:
         """Waits until the buffer is less than half full: back-pressure for sources that can wait."""
         while self.buffered_bytes * 2 > self.settings.edge_buffer_bytes:
-            self._progress.clear()
-            await self._progress.wait()
+            await self._wait_for_progress()
 
     async def flush(self, timeout_s: float = 10.0) -> bool:
         """Waits until the broker has everything; False if it has not within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while self.buffered_bytes:
-                    self._progress.clear()
-                    await self._progress.wait()
+                    await self._wait_for_progress()
         except TimeoutError:
             return False
         return True
 
+    async def _wait_for_progress(self) -> None:
+        if self._task is not None and self._task.done():
+            self._task.result()  # our bugs end the caller, which would wait for ever
+        self._progress.clear()
+        await self._progress.wait()
+
     async def _run(self) -> None:
-        backoff = RETRY_S_MIN
         while True:
             try:
                 await self._connect()
                 await self._pump()
-                self._failed = False
-                backoff = RETRY_S_MIN
             except (KafkaError, OSError) as error:
                 if self.connected:
                     log.warning("broker not reachable; records wait", error=str(error), source=self.source)
                 await self._disconnect()
-                await asyncio.sleep(backoff)
-                backoff = min(RETRY_S_MAX, backoff * 2)
+                await asyncio.sleep(self._backoff_s)
+                self._backoff_s = min(RETRY_S_MAX, self._backoff_s * 2)
 
     async def _connect(self) -> None:
         if self._client is not None:
@@ -238,7 +241,8 @@ class EdgeProducer:
                     continue
                 future.add_done_callback(lambda f, item=item: self._on_done(f, item))
             self._changed.clear()
-            if not self._waiting or self._in_flight_bytes >= self._in_flight_bytes_max:
+            # `_failed` may have been set while a send was awaited: it must not wait for the next record.
+            if not self._failed and (not self._waiting or self._in_flight_bytes >= self._in_flight_bytes_max):
                 await self._changed.wait()
             if self._failed:
                 self._failed = False
@@ -260,6 +264,7 @@ class EdgeProducer:
         if item.sequence not in self._in_flight:
             return  # queued again already
         if error is None:
+            self._backoff_s = RETRY_S_MIN
             self._finish(item, self.acked)
         elif isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
             self._finish(item, self.refused)
@@ -283,8 +288,8 @@ async def send_once(
 ) -> int:
     """Sends one record, waits for the broker and gives its offset. Raises KafkaError."""
     producer = AIOKafkaProducer(**client_options(settings), acks="all", request_timeout_ms=REQUEST_TIMEOUT_MS)
-    await producer.start()
     try:
+        await producer.start()
         metadata = await producer.send_and_wait(
             settings.topic(topic),
             value,
