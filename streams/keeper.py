@@ -71,7 +71,8 @@ class Keeper:
         state.arrived_at = time.monotonic()
         if state.repair is not None:
             await state.queue.put(records)
-            if state.repair is None and not state.queue.empty():  # it ended while this waited
+            ended = state.repair is None and not state.queue.empty()
+            if ended and self.states.get(state.tp) is state:  # the repair ended while this waited, by itself
                 self.repairs.start(state)
             return
         outcome = self.step(state, records)

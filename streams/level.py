@@ -99,7 +99,10 @@ class LevelApp:
                 log.warning("restore waits", app=self.level, error=repr(error))
                 await asyncio.sleep(RESTORE_RETRY_S)
             else:
-                self.restored = True
+                if self.assigned_at is None:  # revoked meanwhile: what was restored is another's by now
+                    self.keeper.drop_all()
+                else:
+                    self.restored = True
                 return
 
     async def _on_shutdown(self, app: Any, **_: Any) -> None:

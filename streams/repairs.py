@@ -130,8 +130,8 @@ class Repairs:
 
         First in chunks; where the fold raises at a record that we do not know yet, again and carefully.
         """
-        state.fold = self.keeper.fresh(state.partition)
         checkpoint = await self.keeper.vault.read(state.checkpoint_position)
+        state.fold = self.keeper.fresh(state.partition)  # together with `applied`, in one synchronous step
         if checkpoint is not None:
             state.fold.load(checkpoint.dump)
         first = checkpoint.offset + 1 if checkpoint is not None else 0

@@ -145,6 +145,8 @@ class Vault:
         finally:
             await consumer.stop()
             await admin.close()
+        if self.keeper.app.consumer_generation_id != generation:
+            raise CommitFailedError(f"generation {generation} is over")
         self.keeper.states = states
         self.restores += 1
         self.restore_s = time.monotonic() - began
