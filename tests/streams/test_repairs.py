@@ -93,9 +93,10 @@ class MemoryKeeper(Keeper):
                 return
 
     def checkpoint(self) -> None:
-        """As the vault does, in memory."""
+        """As the vault does, in memory: it asks the futures themselves, whose callbacks may not have run yet."""
         s = self.state
-        if s.repair is None and not s.failed and s.applied > s.checkpoint_offset:
+        failed = s.failed or any(future.exception() is not None for future in s.pending)
+        if s.repair is None and not failed and s.applied > s.checkpoint_offset:
             self.kept[s.applied] = Checkpoint(NODE_SAMPLES, 0, s.applied, s.fold.dump(), s.applied)
             s.checkpoint_offset = s.checkpoint_position = s.applied
             s.poison = {o for o in s.poison if o > s.applied}
