@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 RESEND_S = 600.0
 POLL_MS = 200
+ROOM_WAIT_S = 1.0
 OBJECTS_MAX = 100_000
 STALL_S = 60.0
 CONFIG = ce_type(ConfigObject.kind)
@@ -120,11 +121,23 @@ class ConfigAgent:
                 continue
             for records in got.values():
                 for record in records:
+                    await self._room()
                     self.take(record)
             if time.monotonic() - sent_at >= RESEND_S:
                 sent_at = time.monotonic()
-                for item in self.objects.values():
+                for item in list(self.objects.values()):
+                    await self._room()
                     self.copy(item)
+
+    async def _room(self) -> None:
+        """Waits for room for one object's copies: a full buffer would drop the oldest, and a fold go without it."""
+        while not self._stopping.is_set():
+            self.alive_at = time.monotonic()
+            try:
+                async with asyncio.timeout(ROOM_WAIT_S):
+                    return await self.producer.room()
+            except TimeoutError:  # an outage: the process is alive
+                continue
 
     def _unhealthy(self) -> str:
         silent = time.monotonic() - self.alive_at
