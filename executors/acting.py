@@ -102,8 +102,9 @@ class Acting:
         if (decision.id, decision.epoch) in self._taken:
             return
         self.note_answer(decision.id, decision.epoch)
-        if decision.epoch < self._in_force[name]:
-            self._skip(decision, f"epoch {decision.epoch} is older than {self._in_force[name]}, which is in force")
+        in_force = self._in_force.get(name, decision.epoch)
+        if decision.epoch < in_force:
+            self._skip(decision, f"epoch {decision.epoch} is older than {in_force}, which is in force")
             return
         slot = self._slots.setdefault(name, _Slot())
         if slot.waiting is not None:
@@ -203,5 +204,6 @@ class Acting:
         self._say(decision, Answer("skipped", words), 0.0)
 
     def _say(self, decision: Decision, answer: Answer, took_s: float) -> None:
-        self.metrics.answered(answer.outcome, took_s, self.now_s() - decision.history[-1].at_s)
+        since_s = decision.history[-1].at_s if decision.history else decision.proposal.at_s
+        self.metrics.answered(answer.outcome, took_s, self.now_s() - since_s)
         self.answer(decision, answer, took_s)

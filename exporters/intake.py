@@ -180,7 +180,7 @@ class Intake:
         except TimeoutError:
             return _answer(408, f"send the body within {self.options.body_timeout_s:g} s")
         except web.HTTPRequestEntityTooLarge:
-            body = b"\0" * (limit + 1)
+            return _answer(413, f"send at most {limit} bytes at once")
         if len(body) > limit:
             return _answer(413, f"send at most {limit} bytes at once")
         decode = _DECODERS.get(request.content_type)

@@ -24,7 +24,7 @@ from exporters.edge import Edge, declare, options_of
 from exporters.rows import RowBatcher, as_rows
 from schemas.base import Name
 from schemas.config import Deployment
-from schemas.errors import SettingsError
+from schemas.errors import SettingsError, UnavailableError
 from schemas.requests import REQUEST_ROWS
 from streams.deployment import wall_ms, wall_now_ms
 from streams.settings import Settings
@@ -37,6 +37,7 @@ AHEAD_S = 0.05
 LINES_AT_ONCE = 512
 """JSON lines validated together: fewer when the trace is slow would only cost time."""
 REFUSALS_LOGGED = 5
+FLUSH_WITHIN_S = 30.0
 
 
 class TraceFileOptions(BaseSettings):
@@ -100,13 +101,21 @@ class Event(NamedTuple):
 async def run_trace_file(
     settings: Settings, deployment: Deployment, options: TraceFileOptions, stop: asyncio.Event
 ) -> Replayed:
-    """Replays until the end of the trace or `stop`. Raises SettingsError where the file is no such trace."""
+    """Replays until the end of the trace or `stop`.
+
+    Raises SettingsError where the file is no such trace, UnavailableError where the broker did not take it all.
+    """
     edge = Edge(settings, deployment, "trace-file", options.file.name[:100] or "trace", options.health_port)
     replay = Replay(edge, options)
     async with edge:
         replayed = await replay.run(stop)
-        await edge.producer.flush(30.0)
+        done = await edge.producer.flush(0.0 if stop.is_set() else FLUSH_WITHIN_S)
     log.info("trace replayed", file=str(options.file), **replayed._asdict())
+    if not done and not stop.is_set():
+        raise UnavailableError(
+            f"FLEETLOOP_BOOTSTRAP_SERVERS: {settings.bootstrap_servers!r} did not take every row within "
+            f"{FLUSH_WITHIN_S:.0f} s: is the broker up?"
+        )
     return replayed
 
 
@@ -144,7 +153,8 @@ class Replay:
             return True
         except TimeoutError:
             pass
-        await self.edge.producer.room()
+        if not await self._room(stop):
+            return True
         began = time.monotonic()
         batch = REQUEST_ROWS.decode_rows(rows)
         for bad in batch.refused:
@@ -155,6 +165,17 @@ class Replay:
         self.batcher.flush()
         return False
 
+    async def _room(self, stop: asyncio.Event) -> bool:
+        """Waits for room in the buffer; False where `stop` came first."""
+        room, stopping = asyncio.ensure_future(self.edge.producer.room()), asyncio.ensure_future(stop.wait())
+        await asyncio.wait({room, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not room.done():
+            room.cancel()
+            return False
+        room.result()
+        return True
+
     def _refuse(self, count: int, why: str) -> None:
         self.refused += count
         self.edge.metrics.failed("rows", count)
@@ -164,17 +185,21 @@ class Replay:
     def _events(self) -> Iterator[Event]:
         events = self._azure() if self.options.kind() == "azure" else self._lines()
         limit = self.options.duration_s
-        for event in events:
-            if limit is not None and event.due_s > limit:
-                return
-            yield event
+        try:
+            for event in events:
+                if limit is not None and event.due_s > limit:
+                    return
+                yield event
+        except csv.Error as error:
+            raise SettingsError(f"{self.options.file}: no CSV ({error}): needed is {','.join(AZURE)}") from None
 
     def _azure(self) -> Iterator[Event]:
         """Arrivals as the file has them; ends in between, by a heap, where a latency was given."""
         prefix = f"{self.options.file.stem[:80]}-{self.edge.start_s}"
         ends: list[Event] = []
         first: float | None = None
-        with self.options.file.open(encoding="utf-8", newline="") as lines:
+        # What is no text becomes characters that are no numbers: such a line is refused like any other.
+        with self.options.file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             rows = csv.DictReader(lines)
             if tuple(rows.fieldnames or ())[:3] != AZURE:
                 raise SettingsError(

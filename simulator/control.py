@@ -15,7 +15,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import InvalidInput
-from simulator.fleet import Fleet, Outcome
+from simulator.events import Outcome
+from simulator.fleet import Fleet
 
 BODY_BYTES_MAX = 64 * 1024
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -109,7 +110,8 @@ def _guard(token: str) -> Any:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == "PUT":
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not token or not hmac.compare_digest(given.encode(), token.encode()):
+            right = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
+            if not token or not right:
                 remedy = "send Authorization: Bearer with the token of FLEETLOOP_SIMULATOR_TOKEN"
                 return _refusal(
                     401, "Authorization", "", remedy if token else f"no token is set here; set it, then {remedy}"

@@ -52,7 +52,7 @@ def read_trace(path: str | Path) -> Trace:
                     times.append(stamp.strip())
                 except ValueError:
                     raise InvalidInput(f"line {line}", row, "send a time and two whole numbers") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidInput("trace", str(path), f"name a readable CSV file ({error})") from None
     if not times:
         raise InvalidInput("trace", str(path), "the file has no requests")
