@@ -10,50 +10,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from heapq import heappop, heappush
-from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 
 from schemas.errors import InvalidInput
-from simulator.engine import Engine, Request
+from simulator.engine import Engine
+from simulator.events import Events, Outcome, ReplicaEvent
 from simulator.load import Load
 from simulator.nodes import Cluster, Node, Slot
 from simulator.pool import Pool, Replica
-from simulator.router import Draws
+from simulator.request import Request
+from simulator.router import Draws, check_weights, picker
 from simulator.scenario import Fault, Scenario
-
-
-class ReplicaEvent(NamedTuple):
-    """A change of a replica's life: starting, ready, draining, failed, cancelled (while starting), gone."""
-
-    at_s: float
-    pool: str
-    replica: str
-    state: str
-    slot: Slot
-
-
-class Events(NamedTuple):
-    """What happened in one `advance`, each in order of time."""
-
-    arrivals: list[Request]
-    ends: list[Request]
-    replicas: list[ReplicaEvent]
-
-
-class Outcome(NamedTuple):
-    """What became of an action."""
-
-    accepted: bool
-    """False: an older epoch, or the same with other content; nothing was done."""
-    applied: bool
-    """Whether the target is now as asked (also when it was before); false while GPUs are lacking."""
-    changed: bool
-    reason: str
-    """In words."""
-    replicas: int
-    """Replicas of the pool that stay (starting and ready), or targets that have a weight."""
 
 
 class Fleet:
@@ -79,7 +47,7 @@ class Fleet:
         for spec in scenario.pools:
             self.routes.setdefault(spec.route, {})[spec.name] = spec.route_weight
         self.route_epochs: dict[str, int] = {}
-        self._pickers = {route: _picker(weights) for route, weights in self.routes.items()}
+        self._pickers = {route: picker(weights) for route, weights in self.routes.items()}
         self.on_node: list[list[Replica]] = [[] for _ in self.cluster.nodes]
         """Replicas by node, in order of their start."""
         self._events = Events([], [], [])
@@ -157,7 +125,7 @@ class Fleet:
     ) -> Outcome:
         """Relative weights of a pool's replicas; those not named have 1, names that are gone are ignored."""
         p = self._pool(pool)
-        _check_weights(weights)
+        check_weights(weights)
         refusal = p.weights_epoch.check(epoch, dict(weights))
         if refusal:
             return Outcome(False, False, False, refusal, len(p.weights))
@@ -173,7 +141,7 @@ class Fleet:
         """Relative weights of the pools of a route; those not named have 1."""
         if route not in self.routes:
             raise InvalidInput("route", route, f"name one of {', '.join(self.routes)}")
-        _check_weights(weights)
+        check_weights(weights)
         foreign = [name for name in weights if name not in self.routes[route]]
         if foreign:
             raise InvalidInput("weights", foreign[0], f"pools of {route} are {', '.join(self.routes[route])}")
@@ -188,7 +156,7 @@ class Fleet:
             return Outcome(True, True, changed, "would apply", len(whole))
         self.route_epochs[route] = epoch
         self.routes[route] = whole
-        self._pickers[route] = _picker(whole)
+        self._pickers[route] = picker(whole)
         return Outcome(True, True, changed, "applied", len(whole))
 
     def _pool(self, name: str) -> Pool:
@@ -369,14 +337,3 @@ class Fleet:
         for slot in slots:
             self.cluster.give(slot)
         return len(slots)
-
-
-def _picker(weights: Mapping[str, float]) -> tuple[list[str], list[float]]:
-    names = [name for name, weight in weights.items() if weight > 0] or list(weights)
-    return names, list(accumulate(weights[name] or 1.0 for name in names))
-
-
-def _check_weights(weights: Mapping[str, float]) -> None:
-    for name, weight in weights.items():
-        if not 0 <= weight <= 1e6:  # NaN fails this too
-            raise InvalidInput(f"weights.{name}", weight, "give a number from 0 to 1000000")

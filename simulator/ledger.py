@@ -6,8 +6,9 @@ import math
 from collections import Counter, deque
 from typing import Any
 
-from simulator.engine import Request
-from simulator.fleet import Events, Fleet
+from simulator.events import Events
+from simulator.fleet import Fleet
+from simulator.request import Request
 from simulator.scenario import Slo
 
 PEAK_WINDOW_S = 60.0

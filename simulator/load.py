@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from simulator.engine import Request
+from simulator.request import Request
 from simulator.scenario import Scenario, SyntheticLoad, Tokens, TraceLoad
 from simulator.trace import read_trace, scale_trace
 

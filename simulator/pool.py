@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from simulator.engine import Engine, Request
+from simulator.engine import Engine
 from simulator.nodes import Slot
+from simulator.request import Request
 from simulator.router import Draws, Router
 from simulator.scenario import PoolSpec
 

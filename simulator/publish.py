@@ -12,8 +12,9 @@ from schemas.log import CONTENT_ARROW, CONTENT_JSON
 from schemas.node import ENGINE_SAMPLES, GPU_SAMPLES, NodeInventory
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import NODE_SAMPLES, REQUEST_TRACES, ce_type
-from simulator.engine import Request
-from simulator.fleet import Events, Fleet
+from simulator.events import Events
+from simulator.fleet import Fleet
+from simulator.request import Request
 from simulator.scenario import Scenario
 from simulator.telemetry import NodeTelemetry
 from streams.clients import partition_of

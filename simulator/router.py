@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
+
+from schemas.errors import InvalidInput
 
 
 class Target(Protocol):
@@ -80,3 +82,16 @@ class Router:
 
 def _weight(target: Target) -> float:
     return target.weight if target.weight > 0 else 1.0
+
+
+def picker(weights: Mapping[str, float]) -> tuple[list[str], list[float]]:
+    """Names with a weight above 0 (all of them where none has one), and their cumulative weights."""
+    names = [name for name, weight in weights.items() if weight > 0] or list(weights)
+    return names, list(accumulate(weights[name] or 1.0 for name in names))
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raises InvalidInput for a weight that is none."""
+    for name, weight in weights.items():
+        if not 0 <= weight <= 1e6:  # NaN fails this too
+            raise InvalidInput(f"weights.{name}", weight, "give a number from 0 to 1000000")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from schemas.base import Name
 from schemas.errors import InvalidInput
-from simulator.engine import EngineSpec
+from simulator.request import EngineSpec
 
 Positive = Annotated[float, Field(gt=0)]
 BUILT_IN = ("demo", "trace")

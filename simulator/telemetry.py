@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from schemas.node import GpuEntry, NodeInventory, ReplicaEntry
-from simulator.fleet import Fleet, ReplicaEvent
+from simulator.events import ReplicaEvent
+from simulator.fleet import Fleet
 from simulator.pool import Replica
 
 SW_THERMAL_SLOWDOWN, HW_THERMAL_SLOWDOWN = 0x20, 0x40  # NVML clocks event reasons

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.engine import Engine, EngineSpec, Request
+from simulator.engine import Engine
+from simulator.request import EngineSpec, Request
 
 SPEC = EngineSpec(28.8, 0.264, 0.101, 95.6)
 

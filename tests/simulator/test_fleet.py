@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.errors import InvalidInput
-from simulator.engine import Request
-from simulator.fleet import Events, Fleet
+from simulator.events import Events
+from simulator.fleet import Fleet
 from simulator.ledger import Ledger, slo_met
+from simulator.request import Request
 from simulator.scenario import Scenario, Slo, load_scenario
 
 Make = Callable[..., Scenario]

@@ -106,8 +106,9 @@ def test_real_trace_is_read_whole(data_dir: Path) -> None:
 
 def test_capacity_of_a_replica_is_that_of_the_references(data_dir: Path) -> None:
     """An H100 x4 replica of llama2-70b under Poisson arrivals keeps 99 % within the SLO at 3.4, not at 3.8."""
-    from simulator.engine import Engine, Request
+    from simulator.engine import Engine
     from simulator.ledger import slo_met
+    from simulator.request import Request
 
     trace = read_trace(azure(data_dir, "conv"))
     pool = load_scenario("trace").pools[0]
