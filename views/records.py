@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 # Imported for their registration in KINDS and COLUMNAR: what is not imported could not be decoded.
 import schemas.config
 import schemas.costs
-import schemas.deadletters
 import schemas.decisions
 import schemas.findings
 import schemas.forecasts
 import schemas.signals  # noqa: F401
 from schemas.base import KINDS, Record, decode
 from schemas.columns import COLUMNAR, Batch
+from schemas.deadletters import DeadLetter
 from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
 from schemas.topics import (
@@ -86,11 +85,29 @@ def batch_rows(batch: Batch) -> list[dict[str, Any]]:
     """The rows of a batch as plain values, histograms left out; unknown is None, whole numbers are int."""
     columns: dict[str, list[Any]] = {}
     for name, array in batch.numbers.items():
-        values = array.tolist()
-        if np.isnan(array).any():
-            values = [None if v != v else v for v in values]
-        columns[name] = [int(v) if v is not None and v == int(v) else v for v in values]
+        columns[name] = [None if v != v else int(v) if v.is_integer() else v for v in array.tolist()]
     for name in batch.codes:
         columns[name] = list(batch.text(name))
     names = list(columns)
     return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def engine_means(cells: dict[str, Any]) -> dict[str, Any]:
+    """Means and rates of an engine window from its sums; None where nothing was counted."""
+
+    def ratio(above: str, below: str) -> float | None:
+        a, b = cells[above], cells[below]
+        return a / b if a is not None and b else None
+
+    return {
+        "ttft_s_mean": ratio("ttft_s_sum", "ttft_count"),
+        "tpot_s_mean": ratio("tpot_s_sum", "tpot_count"),
+        "e2e_s_mean": ratio("e2e_s_sum", "e2e_count"),
+        "generation_tokens_per_s": ratio("generation_tokens", "covered_s"),
+    }
+
+
+def letter_id(record: LogRecord, letter: DeadLetter) -> str:
+    """Names a letter, so that one that is published again counts once."""
+    rows = "" if letter.rows is None else ",".join(map(str, letter.rows))
+    return record.id or f"{letter.topic}/{letter.partition}/{letter.offset}/{letter.reason}/{letter.field}/{rows}"

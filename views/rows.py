@@ -24,7 +24,7 @@ from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, REQUEST_WINDOWS, Window
 from schemas.topics import ce_type
 from views.history import History
 from views.recent import RecentCosts, RecentRequests, Served
-from views.records import WINDOW_S, batch_rows, decode_record
+from views.records import WINDOW_S, batch_rows, decode_record, engine_means, letter_id
 
 Row = dict[str, Any]
 Table = MutableMapping[str, Row]
@@ -167,7 +167,7 @@ class Rows:
             return
         name, meta = found
         for cells in batch_rows(batch):
-            self._put("replicas", f"{name.pool}/{cells['replica']}", meta | cells | _means(cells))
+            self._put("replicas", f"{name.pool}/{cells['replica']}", meta | cells | engine_means(cells))
 
     def _request_windows(self, _: LogRecord, batch: Batch) -> None:
         if (found := self._window(batch, "requests")) is None:
@@ -346,29 +346,9 @@ class Rows:
         self.history.pop(pool, None)
         self.costs.forget(pool, None)
         self.requests.forget(pool)
+        self._newest = {at: start for at, start in self._newest.items() if at[1] != pool}
 
 
 def _order(row: Row) -> tuple[float, float, int]:
     """Later windows before versions: an old window that is revised late is not the latest."""
     return row.get("start_s", 0), row.get("until_s", 0), row["version"]
-
-
-def _means(cells: Row) -> Row:
-    """Means and rates of an engine window from its sums; None where nothing was counted."""
-
-    def ratio(above: str, below: str) -> float | None:
-        a, b = cells[above], cells[below]
-        return a / b if a is not None and b else None
-
-    return {
-        "ttft_s_mean": ratio("ttft_s_sum", "ttft_count"),
-        "tpot_s_mean": ratio("tpot_s_sum", "tpot_count"),
-        "e2e_s_mean": ratio("e2e_s_sum", "e2e_count"),
-        "generation_tokens_per_s": ratio("generation_tokens", "covered_s"),
-    }
-
-
-def letter_id(record: LogRecord, letter: DeadLetter) -> str:
-    """Names a letter, so that one that is published again counts once."""
-    rows = "" if letter.rows is None else ",".join(map(str, letter.rows))
-    return record.id or f"{letter.topic}/{letter.partition}/{letter.offset}/{letter.reason}/{letter.field}/{rows}"

@@ -20,8 +20,7 @@ from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
 from schemas.signals import REQUEST_WINDOWS, WindowName
 from schemas.topics import REQUEST_TRACES, ce_type
-from views.records import WINDOW_S, batch_rows, decode_record, is_early
-from views.rows import letter_id
+from views.records import WINDOW_S, batch_rows, decode_record, is_early, letter_id
 
 KEEP_S = 7200
 IDS_MAX = 1_000_000
@@ -40,35 +39,26 @@ class _Upserts:
     def __init__(self, width: int) -> None:
         self.newest_s = 0
         self.late = 0
-        self._closed = [0.0] * width
+        self.sums = [0.0] * width
         self._closed_to_s = 0
         self._open: dict[int, dict[tuple[Any, ...], tuple[int, tuple[float, ...]]]] = {}
+        self._nothing = (-1, (0.0,) * width)
 
     def put(self, start_s: int, cell: tuple[Any, ...], version: int, values: tuple[float, ...]) -> None:
         if start_s < self._closed_to_s:
             self.late += 1
             return
         window = self._open.setdefault(start_s, {})
-        known = window.get(cell)
-        if known is None or known[0] < version:
+        known, before = window.get(cell, self._nothing)
+        if known < version:
             window[cell] = (version, values)
+            for i, value in enumerate(values):
+                self.sums[i] += value - before[i]
         if start_s > self.newest_s:
             self.newest_s = start_s
             self._closed_to_s = max(self._closed_to_s, start_s - KEEP_S)
-            for old in sorted(s for s in self._open if s < self._closed_to_s):
-                self._closed = self._add(self._closed, self._open.pop(old))
-
-    def sums(self) -> list[float]:
-        total = list(self._closed)
-        for start in sorted(self._open):
-            total = self._add(total, self._open[start])
-        return total
-
-    @staticmethod
-    def _add(total: list[float], window: dict[tuple[Any, ...], tuple[int, tuple[float, ...]]]) -> list[float]:
-        for _, values in window.values():
-            total = [a + b for a, b in zip(total, values, strict=True)]
-        return total
+            for old in [s for s in self._open if s < self._closed_to_s]:
+                del self._open[old]  # its values stay in the sums
 
 
 class Tally:
@@ -150,8 +140,8 @@ class Tally:
         `slo_attainment` is None where nothing was judged; `cost_usd` leaves out the windows counted in
         `cost_windows_unpriced`; `step_to_action_s` is over executed scale-ups, in s of log time.
         """
-        ends, judged, good = self._requests.sums()
-        usd, unpriced = self._cost.sums()
+        ends, judged, good = self._requests.sums
+        usd, unpriced = self._cost.sums
         decisions: dict[str, Counter[str]] = {}
         for life in self._decisions.values():
             decisions.setdefault(life.kind, Counter())[life.state] += 1
@@ -161,7 +151,7 @@ class Tally:
             "decisions": {kind: dict(sorted(states.items())) for kind, states in sorted(decisions.items())},
             "requests": {
                 "windowed": int(ends),
-                "billed": int(self._billed.sums()[0]),
+                "billed": int(self._billed.sums[0]),
                 "dead_letters": self._letter_rows,
             },
             "slo_attainment": good / judged if judged else None,
