@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import emit, err, guarded, out, run
+from cli.console import emit, err, guarded, interruptible, out, run
 
 
 def register(app: typer.Typer) -> None:
@@ -34,10 +34,11 @@ def broker(
 
         settings = load_settings()
         stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
         with LocalBroker(data or settings.state_dir / "broker", port, heap_mb) as local:
-            local.start(progress=err.print)
+            with interruptible():  # also while Kafka is downloaded
+                local.start(progress=err.print)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
             out.print(f"Kafka listens on {local.bootstrap_servers}; data in {local.data_dir}. Ctrl-C stops it.")
             stop.wait()
 

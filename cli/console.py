@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -23,13 +25,14 @@ from schemas.errors import FleetloopError, InvalidInput, SettingsError, Unavaila
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 3
 EXIT_INPUT = 4
+EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     0: "Done.",
     EXIT_FAILED: "What was asked did not come out well.",
     2: "Wrong usage.",
     EXIT_UNAVAILABLE: "Something outside (the broker, a driver, a download) cannot be reached or had.",
     EXIT_INPUT: "Input or settings are wrong; the message names field, value and remedy.",
-    130: "Interrupted (Ctrl-C).",
+    EXIT_INTERRUPTED: "Interrupted (Ctrl-C).",
 }
 """Exit code -> meaning."""
 
@@ -93,16 +96,36 @@ def guarded(work: Callable[[], int | None]) -> None:
     except FleetloopError as error:
         fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM interrupts what blocks, as Ctrl-C does; whoever is interrupted cleans up."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterruptible() -> Iterator[None]:
+    """A second Ctrl-C, or SIGTERM, must not interrupt a clean-up."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(work: Coroutine[Any, Any, int | None]) -> None:
     """`guarded` for a coroutine."""
     guarded(lambda: asyncio.run(work))
-
-
-def is_terminal() -> bool:
-    """Whether a person is watching stdout."""
-    return sys.stdout.isatty()

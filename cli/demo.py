@@ -9,15 +9,14 @@ import signal
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import EXIT_FAILED, err, run
+from cli.console import EXIT_FAILED, EXIT_INTERRUPTED, err, guarded, interruptible, uninterruptible
 
-SETTLE_FLEET_S = 40.0
-"""Fleet time after the last request within which every window must have closed and been billed."""
-SETTLE_WALL_S = 60.0
+if TYPE_CHECKING:
+    from cli.plan import Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -51,58 +50,58 @@ def demo(
     Exit 0 only if every request that was sent was windowed and billed, or is in dead.letters. Uses the Kafka of
     FLEETLOOP_BOOTSTRAP_SERVERS where that is set, else starts its own.
     """
-    run(_demo(trace, scale, speed, duration, as_json, keep))
+    guarded(lambda: _demo(trace, scale, speed, duration, as_json, keep))
 
 
-async def _demo(
-    trace: Path | None, scale: float, speed: float, duration: float | None, as_json: bool, keep: bool
-) -> int:
+def _demo(trace: Path | None, scale: float, speed: float, duration: float | None, as_json: bool, keep: bool) -> int:
+    from cli.plan import Plan
+
+    folder = Path(tempfile.mkdtemp(prefix="fleetloop-demo-"))
+    cleanup = ExitStack()
+    if keep:
+        cleanup.callback(err.print, f"data kept in {folder}")
+    else:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    with interruptible():  # also while Kafka is downloaded
+        try:
+            plan = Plan.make(folder, trace, scale, speed, duration)
+            plan.start_broker(cleanup, err.print)
+            return asyncio.run(_run(plan, cleanup, as_json))
+        finally:
+            with uninterruptible():
+                cleanup.close()
+
+
+async def _run(plan: Plan, cleanup: ExitStack, as_json: bool) -> int:
+    """Everything after the broker; gives the exit code."""
     from cli.watch import Watch
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    folder = Path(tempfile.mkdtemp(prefix="fleetloop-demo-"))
-    with ExitStack() as cleanup:
-        if not keep:
-            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        plan = await _start(cleanup, folder, trace, scale, speed, duration, stop)
-        if plan is None:
+    if not await _start(plan, cleanup, stop):
+        return EXIT_INTERRUPTED
+    err.print(f"[bold]The page:[/] {plan.page}  (token for its buttons: {plan.token})", markup=True)
+    err.print(f"Logs: {plan.stack.logs}. Fleet time runs at {plan.speed:g}x. Ctrl-C ends everything.\n")
+    async with Watch(plan, as_json=as_json) as watch:
+        ended = await watch.until_done(stop)
+        complete = ended and await watch.settle(stop)
+        if not plan.finite and not as_json:
             return 0
-        err.print(f"[bold]The page:[/] {plan.page}  (token for its buttons: {plan.token})", markup=True)
-        err.print(f"Logs: {folder / 'logs'}. Fleet time runs at {speed:g}x. Ctrl-C ends everything.\n")
-        async with Watch(plan, as_json=as_json) as watch:
-            finite = trace is not None or duration is not None
-            ended = await watch.until_done(stop, finite=finite)
-            if not finite and not as_json:
-                return 0
-            complete = await watch.settle(stop if ended else None)
-            summary = await watch.summary()
-        if as_json:
-            print(json.dumps(summary, indent=2))
-        else:
-            watch.show_summary(summary)
-        if keep:
-            err.print(f"data kept in {folder}")
-        return 0 if complete and ended else EXIT_FAILED
+        summary = await watch.summary()
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        watch.show_summary(summary)
+    if complete:
+        return 0
+    return EXIT_INTERRUPTED if stop.is_set() else EXIT_FAILED
 
 
-async def _start(
-    cleanup: ExitStack,
-    folder: Path,
-    trace: Path | None,
-    scale: float,
-    speed: float,
-    duration: float | None,
-    stop: asyncio.Event,
-) -> Any:
-    """Starts everything; gives the Plan, or None where Ctrl-C came first."""
-    from cli.plan import Plan, configure
+async def _start(plan: Plan, cleanup: ExitStack, stop: asyncio.Event) -> bool:
+    """Starts everything but the broker; False where Ctrl-C came first."""
+    from cli.plan import configure
 
-    plan = Plan.make(folder, trace, scale, speed, duration)
-    await asyncio.to_thread(plan.start_broker, cleanup, err.print)
-    if stop.is_set():
-        return None
     err.print("creating topics and configuration")
     await configure(plan)
     err.print("starting workers, views and executor")
@@ -110,7 +109,7 @@ async def _start(
     plan.start_loop()
     await plan.loop_ready(stop)
     if stop.is_set():
-        return None
+        return False
     err.print("starting the simulated fleet")
     plan.start_simulator()
-    return plan
+    return True

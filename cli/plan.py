@@ -37,6 +37,8 @@ class Plan:
     health_port: int
     token: str
     control_token: str
+    finite: bool
+    """Whether the load ends by itself."""
     env: dict[str, str] = field(default_factory=dict)
     stack: Stack = field(init=False)
     settings: Settings = field(init=False)
@@ -56,17 +58,18 @@ class Plan:
             args = ["--trace", str(trace), "--scale", str(scale)]
         if duration is not None:
             args += ["--duration", str(duration)]
-        control, *health = free_ports(6)
+        spare, control, *health = free_ports(2 + len(HEALTH_PORT_OFFSET))
         return cls(
             folder,
             speed,
             scenario,
             args,
-            preferred_port(VIEWS_PORT),
+            preferred_port(VIEWS_PORT, spare),
             control,
             health[0],
             token=secrets.token_urlsafe(12),
             control_token=secrets.token_urlsafe(24),
+            finite=trace is not None or duration is not None,
         )
 
     @property

@@ -50,10 +50,11 @@ def serve(app: str, main: Processes) -> None:
 
         settings = load_settings()
         setup_logs(settings, app=app)
+        deployment = await read_deployment(settings)  # before the signals: a broker that hangs is left by Ctrl-C
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await main(settings, await read_deployment(settings), stop)
+        await main(settings, deployment, stop)
 
     run(work())
 

@@ -8,39 +8,39 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from schemas.errors import UnavailableError
 
-STOP_WITHIN_S = 20.0
+STOP_WITHIN_S = 25.0
+"""More than a worker gives its own children (FLEETLOOP_STOP_TIMEOUT_S and 2 s)."""
 TAIL_LINES = 15
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that are free now, below the ephemeral range so that no client is given one of them."""
+    """Ports on loopback in a row that are free now, below the ephemeral range: no client is given one of them."""
     found: list[int] = []
-    with ExitStack() as held:
-        for port in range(18_000 + os.getpid() % 1000, 20_000):
-            probe = held.enter_context(socket.socket())
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-            if len(found) == count:
-                return found
+    for port in range(18_000 + os.getpid() % 1000, 20_000):
+        found = [*found, port] if is_free(port) else []
+        if len(found) == count:
+            return found
     raise UnavailableError(f"no {count} free ports on 127.0.0.1 between 18000 and 20000: end what uses them")
 
 
-def preferred_port(port: int) -> int:
-    """The port if it is free, else another one."""
+def is_free(port: int) -> bool:
+    """Whether a port on loopback can be listened on."""
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no obstacle for a listener
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return free_ports(1)[0]
-    return port
+            return False
+    return True
+
+
+def preferred_port(port: int, otherwise: int) -> int:
+    """The port if it is free, else the other one."""
+    return port if is_free(port) else otherwise
 
 
 class Stack:

@@ -85,11 +85,11 @@ class Watch:
                 if batch:
                     await asyncio.sleep(0)  # other topics have their turn
 
-    async def until_done(self, stop: asyncio.Event, *, finite: bool) -> bool:
+    async def until_done(self, stop: asyncio.Event) -> bool:
         """Shows what happens until `stop`, or until the load has ended; True if it has ended by itself."""
         while not stop.is_set():
             await self._step()
-            if finite and self.ledger.get("done"):
+            if self.plan.finite and self.ledger.get("done"):
                 return True
             try:
                 await asyncio.wait_for(stop.wait(), REFRESH_S)
@@ -97,10 +97,10 @@ class Watch:
                 continue
         return False
 
-    async def settle(self, stop: asyncio.Event | None) -> bool:
+    async def settle(self, stop: asyncio.Event) -> bool:
         """Waits until every request sent was windowed and billed; True when all were."""
         deadline = time.monotonic() + SETTLE_WALL_S
-        while time.monotonic() < deadline and not (stop is not None and stop.is_set()):
+        while time.monotonic() < deadline and not stop.is_set():
             await self._step()
             if self.complete():
                 return True

@@ -112,10 +112,10 @@ def test_each_child_has_a_session_of_its_own(tmp_path: Path) -> None:
         processes.stop()
 
 
-def test_free_ports_are_free_distinct_and_below_the_ephemeral_ones() -> None:
+def test_free_ports_are_free_in_a_row_and_below_the_ephemeral_ones() -> None:
     """No client is given one of them between the look and the use."""
     ports = free_ports(6)
-    assert len(set(ports)) == 6
+    assert ports == list(range(ports[0], ports[0] + 6)), "in a row: a worker's health ports are counted from one"
     assert max(ports) < int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in ports:
         with socket.socket() as probe:
@@ -123,10 +123,10 @@ def test_free_ports_are_free_distinct_and_below_the_ephemeral_ones() -> None:
 
 
 def test_a_port_in_use_is_not_preferred() -> None:
-    """The wanted port where it is free, another one where it is not."""
+    """The wanted port where it is free, the other one where it is not."""
     (port,) = free_ports(1)
-    assert preferred_port(port) == port
+    assert preferred_port(port, 1) == port
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", port))
         holder.listen()
-        assert preferred_port(port) != port
+        assert preferred_port(port, 1) == 1
