@@ -33,7 +33,8 @@ class ViewsSettings(BaseSettings):
     allowed_hosts: list[str] = Field(
         [],
         description="Host names (JSON list) by which the page may be asked for, beside loopback ones; `*`: any. "
-        "A listener on loopback checks them, so that a foreign web page cannot read through a name of its own.",
+        "Checked by a listener on loopback, so that a foreign web page cannot read through a name of its own, and "
+        "by any other where they are given.",
     )
     rows_max: int = Field(50_000, ge=1, description="Rows per table; further keys are counted and left out.")
     decisions_max: int = Field(1_000, ge=1, description="Decisions kept; the oldest that have ended go first.")
