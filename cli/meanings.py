@@ -1,4 +1,4 @@
-"""What the code has no sentence for: counters of folds, reasons of dead letters, variables outside of settings.
+"""What the code has no sentence for: counters of folds, reasons of dead letters.
 
 `tests/test_docs.py` asserts that each of these tables has exactly what the code has.
 """
@@ -78,10 +78,3 @@ REASONS = {
     "too_large": "More rows or bytes than a record may have.",
 }
 """Reason of a dead letter -> meaning."""
-
-VARIABLES = {
-    "FLEETLOOP_PARENT_PID": "Set by the supervisor for its children, which end with it. Not for you to set.",
-    "FLEETLOOP_REQUIRE_BROKER": "1 (the default of `make test`): a broker test that would be skipped fails.",
-    "FLEETLOOP_SPEED": "docker-compose.yml alone: the deployment's speed.",
-}
-"""Variables that no process reads as a setting -> meaning."""

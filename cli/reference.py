@@ -10,7 +10,7 @@ from pydantic import BaseModel, SecretStr
 
 from cli import collect
 from cli.console import EXIT_CODES
-from cli.meanings import FOLD_METRICS, REASONS, VARIABLES
+from cli.meanings import FOLD_METRICS, REASONS
 
 HEAD = """# Reference
 
@@ -135,7 +135,7 @@ def _settings() -> Iterator[str]:
         known |= {row[0].strip("`") for row in rows}
         yield from _table("variable|default|bounds|what it is", rows)
     yield "\n### Others\n"
-    rest = {name: text for name, text in {**ELSEWHERE, **VARIABLES}.items() if name not in known}
+    rest = {name: text for name, text in ELSEWHERE.items() if name not in known}
     yield from _table("variable|what it is", ((_code(name), rest[name]) for name in sorted(rest)))
 
 

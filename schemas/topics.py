@@ -179,7 +179,7 @@ _ALL = (
             retention_ms=2 * DAY_MS,
             max_message_bytes=8 * MIB,
         )
-        for level in ("node", "requests", "pool", "fleet", "config")
+        for level in ("node", "requests", "pool", "fleet")
     ),
 )
 

@@ -29,10 +29,27 @@ SETTINGS_FILE = PREFIX + "SETTINGS_FILE"
 ELSEWHERE = {
     SETTINGS_FILE: "YAML file with settings by name in lower case; the environment wins over it.",
     PREFIX + "DATA": "Folder with real traces, for tests and benchmarks that use them.",
-    PREFIX + "PARENT_PID": "Set by the supervisor for its children, which end when that process is gone.",
+    PREFIX + "PARENT_PID": "Set by the supervisor for its children, which end with it. Not for you to set.",
     PREFIX + "LONG_TESTS": "1 runs the long forms of the broker tests as well.",
+    PREFIX + "REQUIRE_BROKER": "1 (the default of `make test`): a broker test that would be skipped fails.",
+    PREFIX + "SPEED": "docker-compose.yml alone: the deployment's speed.",
 }
 """Variables with our prefix that are no field of `Settings`; other packages add theirs by `declare_variable`."""
+
+OTHER_PROCESSES = (
+    "ENGINES_",
+    "EXECUTOR_",
+    "INTAKE_",
+    "NVML_",
+    "SIGNING_",
+    "SIMULATOR_",
+    "TRACE_",
+    "VIEWS_",
+    "WEBHOOK_",
+)
+"""How variables begin, after our prefix, that packages above this one declare: in an environment that processes share,
+a process meets those of packages that it never loads.
+"""
 
 HEALTH_PORT_OFFSET = {"node": 0, "requests": 1, "pool": 2, "fleet": 3, "config": 4}
 MIB = 1024 * 1024
@@ -195,7 +212,16 @@ class Settings(BaseSettings):
         """TLS for the brokers, or None where the protocol has none."""
         if "SSL" not in self.security_protocol:
             return None
-        return create_ssl_context(cafile=self.ssl_ca_file, certfile=self.ssl_cert_file, keyfile=self.ssl_key_file)
+        files = [self.ssl_ca_file, self.ssl_cert_file, self.ssl_key_file]
+        try:
+            # An empty password, because without one OpenSSL would ask the terminal for that of an encrypted key.
+            return create_ssl_context(cafile=files[0], certfile=files[1], keyfile=files[2], password="")
+        except OSError as error:  # of which ssl.SSLError is one
+            names = ", ".join(str(file) for file in files if file is not None)
+            raise SettingsError(
+                f"{PREFIX}SSL_CA_FILE, {PREFIX}SSL_CERT_FILE, {PREFIX}SSL_KEY_FILE: {names}: {error}: name readable "
+                "PEM files that belong together, with a key that is not encrypted"
+            ) from error
 
     def topic(self, name: str) -> str:
         """Full name of a topic of the registry."""
@@ -239,8 +265,12 @@ def load_settings(file: Path | str | None = None, **overrides: Any) -> Settings:
             return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
 
     known = {PREFIX + name.upper() for name in Settings.model_fields} | set(ELSEWHERE)
+    # Where their package is loaded, these are known by their whole names.
+    others = tuple(
+        p for p in (PREFIX + o for o in OTHER_PROCESSES) if not any(name.startswith(p) for name in ELSEWHERE)
+    )
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and not name.startswith(others):
             warnings.warn(f"{name} is no setting of Fleetloop and has no effect", stacklevel=2)
     try:
         return Loaded(**overrides)

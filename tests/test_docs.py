@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cli import collect, reference
 from cli.main import app
-from cli.meanings import FOLD_METRICS, REASONS, VARIABLES
+from cli.meanings import FOLD_METRICS, REASONS
 from exporters.inventory import Holdings
 from models.node.fold import NodeFold
 from models.requests.fold import RequestsFold
@@ -71,7 +71,7 @@ def test_every_variable_of_the_source_is_in_the_reference() -> None:
 
 def test_every_variable_of_the_pages_exists() -> None:
     """A page names no setting that nothing reads."""
-    known = set(ELSEWHERE) | set(VARIABLES)
+    known = set(ELSEWHERE)
     for cls in collect.settings_classes():
         known |= {cls.model_config["env_prefix"] + name.upper() for name in cls.model_fields}
     named = {name for page in PAGES for name in collect.VARIABLE.findall(page.read_text(encoding="utf-8"))}

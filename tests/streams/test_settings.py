@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cli import collect
 from schemas.errors import SettingsError
-from streams.settings import ELSEWHERE, Settings, load_settings, settings_table
+from streams.settings import (
+    ELSEWHERE,
+    OTHER_PROCESSES,
+    PREFIX,
+    SETTINGS_FILE,
+    Settings,
+    load_settings,
+    settings_table,
+)
 
 
 def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +67,41 @@ def test_sasl_needs_user_and_password(tmp_path: Path) -> None:
     settings = load_settings(security_protocol="SASL_PLAINTEXT", sasl_username="me", sasl_password_file=secret)
     assert settings.password() == "s3cret"
     assert "s3cret" not in repr(load_settings(sasl_password="s3cret"))
+
+
+def test_a_shared_environment_is_no_reason_to_warn() -> None:
+    """A process that loads no other package knows every variable of the reference, and still finds a slip.
+
+    The names are those that all packages declare: one whose beginning is missing from OTHER_PROCESSES fails here.
+    """
+    classes = collect.settings_classes()
+    names = set(ELSEWHERE)
+    for cls in classes:
+        names |= {cls.model_config["env_prefix"] + name.upper() for name in cls.model_fields}
+    assert [p for p in OTHER_PROCESSES if not any(name.startswith(PREFIX + p) for name in names)] == []
+    own = {PREFIX + name.upper() for name in Settings.model_fields} | {SETTINGS_FILE}
+    shared = dict.fromkeys(sorted(names - own), "x")
+    for extra, status in ({}, 0), ({"FLEETLOOP_VIEWSTOKEN": "x"}, 1), ({"FLEETLOOP_TOPIC_PREFX": "x"}, 1):
+        found = subprocess.run(
+            [sys.executable, "-W", "error", "-c", "from streams.settings import load_settings as l; l()"],
+            env={**os.environ, **shared, **extra},
+            cwd=collect.ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == status, found.stderr
+        assert all(name in found.stderr for name in extra)
+
+
+def test_a_slip_in_a_loaded_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the views are loaded, their variables are known by their whole names."""
+    importlib.import_module("views.settings")
+    monkeypatch.setenv("FLEETLOOP_VIEWS_TOKEN", "x")
+    load_settings()
+    monkeypatch.setenv("FLEETLOOP_VIEWS_TOKN", "x")
+    with pytest.warns(UserWarning, match="FLEETLOOP_VIEWS_TOKN "):
+        load_settings()
 
 
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
