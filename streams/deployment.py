@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 
+from aiokafka.errors import KafkaError
+
 from schemas.base import decode
 from schemas.config import ConfigObject, Deployment
 from schemas.errors import InvalidRecord, SettingsError
 from schemas.log import CONTENT_JSON
 from schemas.topics import FLEET_CONFIG, ce_type
-from streams.clients import admin_client
+from streams.clients import admin_client, unreachable
 from streams.producer import send_once
 from streams.reader import read_to_end
 from streams.settings import Settings
@@ -100,9 +102,11 @@ async def ensure_deployment(
 async def topics_exist(settings: Settings) -> bool:
     """Whether `fleet.config` is there."""
     admin = admin_client(settings)
-    await admin.start()
     try:
+        await admin.start()
         return settings.topic(FLEET_CONFIG) in await admin.list_topics()
+    except KafkaError as error:
+        raise await unreachable(settings, error) from error
     finally:
         await admin.close()
 

@@ -6,6 +6,7 @@ server, eager small fetches, and a commit of our own that carries metadata.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -83,10 +84,27 @@ class _Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> driver.AIOKafkaConsumerThread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        places: Mapping[TP, int] | None = self.transport.places
+        if places is None:
+            return await super().seek_to_committed()
+        mine = {TopicPartition(*tp): places[tp] for tp in self.assignment() if tp in places}
+        await self.seek_wait(mine)
+        return {TP(*tp): offset for tp, offset in mine.items()}
+
 
 class _Transport(driver.Transport):
     Consumer = _Consumer
     fetch_max_wait_ms = 50
+    places: Mapping[TP, int] | None = None
+
+
+def begin_at(app: faust.App, places: Mapping[TP, int]) -> None:
+    """Begins here at every assignment, whatever is committed: for a group that commits nothing.
+
+    Of such a group nothing stays with the brokers: one without members and offsets is removed by them.
+    """
+    app.transport.places = places
 
 
 async def commit(app: faust.App, tp: TP, offset: int, metadata: str) -> None:

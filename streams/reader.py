@@ -9,12 +9,10 @@ from typing import Any
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
-from schemas.errors import SettingsError, UnavailableError
+from schemas.errors import SettingsError
 from schemas.log import CONTENT_JSON, LogRecord
-from streams.clients import plain_consumer
+from streams.clients import plain_consumer, unreachable
 from streams.settings import PREFIX, Settings
-
-CONNECT_WITHIN_S = 30.0
 
 
 class LogReader:
@@ -45,10 +43,7 @@ class LogReader:
             await consumer.start()
         except KafkaConnectionError as error:
             await consumer.stop()
-            raise UnavailableError(
-                f"{PREFIX}BOOTSTRAP_SERVERS: {self.settings.bootstrap_servers!r}: {error}: start a broker "
-                "(`fleetloop broker`) or name one that can be reached"
-            ) from error
+            raise await unreachable(self.settings, error) from error
         except BaseException:  # also cancelled: a client that was begun must be ended
             await consumer.stop()
             raise

@@ -19,11 +19,11 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.config import Deployment
-from schemas.errors import SettingsError, UnavailableError
+from schemas.errors import SettingsError
 from schemas.log import Fold, LogRecord, Result
 from schemas.topics import LEVEL_TOPIC, TOPICS
 from streams import checkpoints
-from streams.clients import admin_client, plain_consumer
+from streams.clients import admin_client, plain_consumer, unreachable
 from streams.keeper import MakeFold
 from streams.reader import LogReader, header, log_record
 from streams.settings import Settings
@@ -258,7 +258,7 @@ async def _committed(settings: Settings, level: str, partition: int) -> int:
             return int(found.offset)
         return int((await consumer.end_offsets([tp]))[tp])
     except KafkaError as error:
-        raise UnavailableError(f"{settings.bootstrap_servers}: {error}: is the broker up?") from error
+        raise await unreachable(settings, error) from error
     finally:
         await consumer.stop()
         await admin.close()

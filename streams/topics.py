@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from schemas.errors import SettingsError, UnavailableError
 from schemas.topics import TOPICS, Topic
-from streams.clients import admin_client
+from streams.clients import admin_client, unreachable
 from streams.settings import PREFIX, Settings
 
 CHECKED = ("message.timestamp.type", "cleanup.policy")
@@ -39,10 +39,7 @@ async def create_topics(settings: Settings, *, local: bool) -> list[str]:
         finally:
             await admin.close()
     except KafkaError as error:
-        raise UnavailableError(
-            f"{PREFIX}BOOTSTRAP_SERVERS: {settings.bootstrap_servers!r}: {error}: start a broker "
-            f"(`fleetloop broker`) or name one that can be reached"
-        ) from error
+        raise await unreachable(settings, error) from error
 
 
 async def _create(admin: AIOKafkaAdminClient, settings: Settings, counts: Mapping[str, int]) -> list[str]:

@@ -1,7 +1,8 @@
 """The views service: a Faust app that reads the result topics into Faust tables and serves them.
 
 Each process reads everything under a consumer group of its own, so that a second one beside it shows the same
-fleet, not the other half of it. What it keeps is bounded (`views.settings`), and nothing of it is precious.
+fleet, not the other half of it. The group commits nothing, so that the brokers forget it soon after its end. What a
+process keeps is bounded (`views.settings`), and nothing of it is precious.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from schemas.config import Deployment
 from schemas.errors import SettingsError, UnavailableError
 from streams.commands import make_command, send_command
 from streams.deployment import fleet_now_ms, read_deployment
-from streams.faustapp import build_app, highwater
+from streams.faustapp import begin_at, build_app, highwater
 from streams.logs import setup_logs
 from streams.reader import log_record
 from streams.settings import Settings
@@ -37,7 +38,7 @@ from views.metrics import RowsCollector
 from views.records import SOURCES, latest
 from views.rows import TABLES, Rows
 from views.settings import PREFIX, ViewsSettings, load_views_settings
-from views.start import place_group
+from views.start import find_places
 from views.tables import HereRouter, RowTable, RowTables
 
 log = structlog.get_logger(__name__)
@@ -145,7 +146,8 @@ class ViewsApp:
         self.actions.add_routes(application)
 
     def _hosts(self) -> frozenset[str] | None:
-        if "*" in self.views.allowed_hosts or self.settings.web_host not in LOOPBACK_NAMES:
+        allowed = self.views.allowed_hosts
+        if "*" in allowed or (not allowed and self.settings.web_host not in LOOPBACK_NAMES):
             return None
         return LOOPBACK_NAMES | frozenset(self.views.allowed_hosts)
 
@@ -219,9 +221,10 @@ class ViewsApp:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         back_s = self.views.history_s / self.deployment.speed
-        self._starts, self._ends = await place_group(
-            self.settings, self.group, list(self._names), back_s, self.views.start_records_max
+        self._starts, self._ends = await find_places(
+            self.settings, list(self._names), back_s, self.views.start_records_max
         )
+        begin_at(self.app, self._starts)
         watchdog = Watchdog(self.unhealthy)
         tasks = [loop.create_task(self._beat())]
         try:

@@ -1,7 +1,4 @@
-"""Where the views begin to read: as far back as current rows and charts need, not at the beginning of all topics.
-
-Faust seeks to what its group has committed; so the places are committed to a fresh group before Faust starts.
-"""
+"""Where the views begin to read: as far back as current rows and charts need, not at the beginning of all topics."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
-from schemas.errors import SettingsError, UnavailableError
+from schemas.errors import SettingsError
 from schemas.topics import AUDIT, DECISIONS, FINDINGS, FLEET_CONFIG
-from streams.clients import client_options
-from streams.settings import PREFIX, Settings
+from streams.clients import client_options, unreachable
+from streams.settings import Settings
 
 WHOLE = (FLEET_CONFIG, FINDINGS, DECISIONS, AUDIT)
 """Topics read from their beginning (within the bound): what holds now may have been said long ago."""
@@ -47,29 +44,18 @@ async def starts(
     return first, {TP(*tp): ends[tp] for tp in tps}
 
 
-async def place_group(
-    settings: Settings, group: str, topics: list[str], back_s: float, most: int
+async def find_places(
+    settings: Settings, topics: list[str], back_s: float, most: int
 ) -> tuple[dict[TP, int], dict[TP, int]]:
-    """Commits the first offsets to the group; gives (first offset, end) per partition.
+    """(first offset, end) per partition.
 
     Raises UnavailableError where the broker cannot be reached, SettingsError for a missing topic.
     """
     consumer = AIOKafkaConsumer(*topics, **client_options(settings), enable_auto_commit=False)
     try:
         await consumer.start()
-        first, ends = await starts(consumer, settings, topics, back_s, most)
+        return await starts(consumer, settings, topics, back_s, most)
     except KafkaError as error:
-        raise UnavailableError(
-            f"{PREFIX}BOOTSTRAP_SERVERS: {settings.bootstrap_servers!r}: {error}: start a broker "
-            "(`fleetloop broker`) or name one that can be reached"
-        ) from error
+        raise await unreachable(settings, error) from error
     finally:
         await consumer.stop()
-    committer = AIOKafkaConsumer(group_id=group, **client_options(settings), enable_auto_commit=False)
-    try:
-        committer.assign([TopicPartition(*tp) for tp in first])
-        await committer.start()
-        await committer.commit({TopicPartition(*tp): offset for tp, offset in first.items()})
-    finally:
-        await committer.stop()
-    return first, ends

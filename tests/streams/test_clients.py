@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
+from schemas.errors import SettingsError, UnavailableError
+from streams import clients
 from streams.clients import client_options, faust_brokers, faust_credentials
+from streams.deployment import ensure_deployment, read_deployment
 from streams.settings import Settings, load_settings
 
 SECRET = {"sasl_username": "me", "sasl_password": "s3cret"}
@@ -51,3 +58,40 @@ def test_certificates_are_loaded(tmp_path: Path) -> None:
     assert context is not None
     assert len(context.get_ca_certs()) == 1
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("what", ["no PEM", "another's key", "an encrypted key"])
+def test_files_that_do_not_serve_are_named(what: str, tmp_path: Path) -> None:
+    """A file that is none of TLS, or a key that needs a password, is an error of settings; nobody is asked for one."""
+    keys = [tmp_path / f"key-{i}.pem" for i in range(2)]
+    cert, other = tmp_path / "cert.pem", tmp_path / "no.pem"
+    other.write_text("nothing")
+    hidden = ["-passout", "pass:x"] if what == "an encrypted key" else ["-nodes"]
+    for key in keys:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", *hidden, "-subj", "/CN=x", "-keyout", key, "-out", cert],
+            check=True,
+            capture_output=True,
+        )
+    ca, key = (other, keys[1]) if what == "no PEM" else (cert, keys[0] if what == "another's key" else keys[1])
+    settings = load_settings(security_protocol="SSL", ssl_ca_file=ca, ssl_cert_file=cert, ssl_key_file=key)
+    with pytest.raises(SettingsError, match="FLEETLOOP_SSL_CA_FILE") as caught:
+        settings.ssl_context()
+    assert str(ca) in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL"])
+@pytest.mark.parametrize("ask", [read_deployment, ensure_deployment])
+async def test_a_port_that_never_answers_is_given_up(
+    protocol: str, ask: Callable[[Settings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accepts connections and says nothing is an error that names address and remedy, within our own timeout."""
+    monkeypatch.setattr(clients, "REQUEST_TIMEOUT_MS", 300)
+    monkeypatch.setattr(clients, "PROBE_TIMEOUT_MS", 300)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = load_settings(bootstrap_servers=address, security_protocol=protocol)
+        with pytest.raises(UnavailableError, match="no answer") as caught:
+            await asyncio.wait_for(ask(settings), 30)
+    assert address in str(caught.value)
+    assert "FLEETLOOP_SECURITY_PROTOCOL" in str(caught.value)
