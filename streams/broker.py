@@ -23,6 +23,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -101,13 +102,26 @@ class LocalBroker:
         data_dir: created where it does not exist; topics in it survive `stop`, `kill` and `restart`.
         port: of the listener on 127.0.0.1; None takes a free one at the first start and keeps it.
         heap_mb: the JVM's heap in MiB (about 230 MB are resident with the default).
+        properties: lines after Kafka's properties of ours, over which they win; `{host}`, `{port}` and
+            `{controller_port}` are filled in. The plain listener must stay: that it answers is how we see the start.
+        format_arguments: further ones for the formatting of new storage, e.g. `--add-scram=...` for users.
 
     `with LocalBroker(...) as broker: broker.start()` stops it at the end, also where `start` was interrupted.
     All calls block; they are not meant to be called from two threads at once.
     """
 
-    def __init__(self, data_dir: Path, port: int | None = None, heap_mb: int = HEAP_MB) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        heap_mb: int = HEAP_MB,
+        *,
+        properties: str = "",
+        format_arguments: Sequence[str] = (),
+    ) -> None:
         self.data_dir = data_dir.absolute()
+        self._properties = PROPERTIES + properties
+        self._format_arguments = tuple(format_arguments)
         self.heap_mb = heap_mb
         self.log_file = self.data_dir / "kafka.log"
         self._port = port
@@ -248,6 +262,7 @@ class LocalBroker:
         tool = self._java(java, classpath, "kafka.tools.StorageTool")
         # One word, because an id may begin with a hyphen.
         arguments = ["format", f"--cluster-id={cluster_id}", "--config", "format.properties"]
+        arguments += self._format_arguments
         with self._open_log() as log:
             try:
                 formatted = subprocess.run(
@@ -266,7 +281,7 @@ class LocalBroker:
         (self.data_dir / "log.part").rename(self.data_dir / "log")
 
     def _write_properties(self, name: str, port: int, controller_port: int, log_dir: str) -> None:
-        text = PROPERTIES.format(host=HOST, port=port, controller_port=controller_port, log_dir=log_dir)
+        text = self._properties.format(host=HOST, port=port, controller_port=controller_port, log_dir=log_dir)
         (self.data_dir / name).write_text(text)
 
     def _java(self, java: Path, classpath: str, main: str) -> list[str]:
