@@ -70,7 +70,7 @@ def look_now(pool: Pool, context: Context, name: WindowName, before_s: float) ->
 
 
 def plan(pool: Pool, context: Context) -> Proposal | None:
-    """The tick's look: ups by the hold window, the backlog or a new setting; downs."""
+    """The tick's look: ups by the hold window, the backlog or a new setting; downs, as far as nothing holds them."""
     spec, setting, orders = context.spec, pool.plan, pool.orders
     for _ in orders.forget_lost(context.now_s):
         context.tally("proposals_lost_total")
@@ -82,15 +82,29 @@ def plan(pool: Pool, context: Context) -> Proposal | None:
     extra = scale.backlog(pool.waiting, rate, capacity_rps(pool, spec))
     wanted = scale.bounded(want, extra, spec)
     trigger_s = pool.asking.look(wanted, orders.target, float(ended_s))
-    if context.now_s < pool.floor_until_s:
-        wanted = max(wanted, min(pool.floor_replicas, orders.target))
+    floor, why = _floor(pool, context, spec, wanted)
+    wanted = max(wanted, min(floor, orders.target))
     if wanted == orders.level() or held_back(pool, context):
         return None
     if wanted < orders.target:
         unknown = not pool.series.rates[-1] >= 0
         if pool.series.span_s < setting.hold_s or unknown or pool.watch.is_frozen("scale", context.now_s):
             return None  # what was before the first window, or is missing now, is unknown, not zero
-    return _scale(pool, context, spec, want, extra, wanted, trigger_s, rate)
+    return _scale(pool, context, spec, want, extra, wanted, trigger_s, rate, why)
+
+
+def _floor(pool: Pool, context: Context, spec: PoolSpec, wanted: int) -> tuple[int, str]:
+    """Replicas that a scale-down leaves at this tick, and why."""
+    assert pool.plan is not None
+    oldest_s = context.now_s - spec.stabilisation_s - (TICK_S - 1)  # the tick that began the time counts whole
+    pool.wants = [*(one for one in pool.wants if one[0] > oldest_s), [context.now_s, wanted]]
+    floors = [
+        (pool.plan.left, "the setting before asks for so many, and the new one is less than a minute old"),
+        (int(max(one[1] for one in pool.wants)), f"so many were wanted in the last {spec.stabilisation_s:g} s"),
+    ]
+    if context.now_s < pool.floor_until_s:
+        floors.append((pool.floor_replicas, "a scale-down was reverted lately"))
+    return max(floors, key=lambda floor: floor[0])
 
 
 def _scale(
@@ -102,13 +116,14 @@ def _scale(
     replicas: int,
     trigger_s: float,
     rate: float,
+    kept: str = "",
 ) -> Proposal | None:
     assert pool.orders.target is not None
     if not pool.orders.may_ask("scale", ScaleAction(replicas=replicas), context.second):
         return None
     look = _look(pool, context, spec, "scale", rate)
     proposal = scale.propose(
-        pool.name, spec, context.revision, want, extra, replicas, pool.orders.target, trigger_s, look
+        pool.name, spec, context.revision, want, extra, replicas, pool.orders.target, trigger_s, look, kept
     )
     pool.watch.plan(proposal.id, replicas * look.capacity_rps, {})
     return _asked(pool, context, proposal)

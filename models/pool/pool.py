@@ -17,7 +17,7 @@ from models.pool.windows import Windows
 
 _PLAIN = (
     "first_s", "tick_end_s", "unrated", "billable", "status_due", "unpriced", "waiting", "drift_s", "verdicts",
-    "left_out", "routed_s", "heal_after_s", "floor_replicas", "floor_until_s",
+    "left_out", "routed_s", "heal_after_s", "floor_replicas", "floor_until_s", "wants",
 )  # fmt: skip
 """Attributes that are plain values already."""
 
@@ -39,6 +39,8 @@ class Pool:
         self.watch = Watch()
         self.plan: Plan | None = None
         """Setting and base as of the last tick."""
+        self.wants: list[list[float]] = []
+        """[Unix s, replicas wanted] at the ticks of the last `stabilisation_s`, oldest first."""
         self.first_s = 0.0
         """When its first window came."""
         self.tick_end_s = 0
@@ -112,7 +114,7 @@ class Pool:
         pool.orders.restore(state["orders"])
         for name, value in state["series"].items():
             setattr(pool.series, name, value)
-        pool.series.setting = _setting(pool.series.setting)
+        pool.series.setting, pool.series.before = _setting(pool.series.setting), _setting(pool.series.before)
         pool.series.winners = [_setting(winner) for winner in pool.series.winners]
         pool.mix.restore(state["mix"])
         pool.totals.buckets = state["totals"]

@@ -47,7 +47,7 @@ def backlog(waiting: float, rate_rps: float, capacity_rps: float) -> int:
 
 def bounded(want: Want, extra: int, spec: PoolSpec) -> int:
     """Replicas wanted, within the pool's own bounds."""
-    return min(max(want.replicas + extra, spec.replicas_min), max(spec.replicas_max, spec.replicas_min))
+    return min(max(want.replicas + extra, spec.replicas_min), spec.replicas_max)
 
 
 def rule(want: Want) -> str:
@@ -65,8 +65,9 @@ def propose(
     target: int,
     trigger_s: float,
     look: Look,
+    kept: str = "",
 ) -> Proposal:
-    """The proposal to go from `target` to `replicas`."""
+    """The proposal to go from `target` to `replicas`. `kept`: why no fewer, where that is more than is wanted."""
     action = ScaleAction(replicas=replicas)
     where = Target(cluster=spec.cluster, pool=pool)
     change = replicas - target
@@ -77,7 +78,7 @@ def propose(
         target=where,
         action=action,
         undo=ScaleAction(replicas=target),
-        reason=_reason(spec, want, extra, replicas, target, look),
+        reason=_reason(spec, want, extra, replicas, target, look, kept),
         alternatives=_alternatives(want, spec, look),
         evidence={
             "windows": look.windows,
@@ -140,7 +141,7 @@ def revert(
     )
 
 
-def _reason(spec: PoolSpec, want: Want, extra: int, replicas: int, target: int, look: Look) -> str:
+def _reason(spec: PoolSpec, want: Want, extra: int, replicas: int, target: int, look: Look, kept: str) -> str:
     load_rps = want.load * look.capacity_rps
     parts = [
         f"load {load_rps:.1f} req/s over 60 s needs {want.load:.1f} replicas at {look.capacity_rps:.2f} req/s each, "
@@ -156,7 +157,7 @@ def _reason(spec: PoolSpec, want: Want, extra: int, replicas: int, target: int, 
     if within != want.replicas + extra:
         parts.append(f"bounds {spec.replicas_min} to {spec.replicas_max} make it {within}")
     if replicas != within:
-        parts.append(f"a scale-down was reverted lately, so not below {replicas}")
+        parts.append(f"not below {replicas} for now: {kept}")
     parts.append(f"{target} are ordered")
     if replicas > target:
         parts.append(f"a replica takes {spec.cold_start_s:.0f} s to start")

@@ -4,6 +4,9 @@ Every candidate (hold window W, margin m) is replayed on the observed past, cold
 paid, and what share of requests would have met too few live replicas. Each minute the candidate with the least
 paid + price x missed leads; a cheaper setting must win 5 times in a row, a dearer one acts at once.
 Everything is recomputed from the series of arrivals, so a revised window or a better capacity rewrites the past.
+For a minute after a choice, a scale-down leaves what the setting before asks for: a cheaper setting that loses the next
+choice again would otherwise cost a cold start (40, 28, 40 replicas within a minute on conv x16). Planner alone, against
+none: conv x16 +1.0 % cost and 1.55 instead of 1.79 % missed, code x16 +.5 %; holding every want for 60 s costs 3.3 %.
 The hold window is what matters: a bursty pool learns to keep its peak for 10-15 min, a smooth one lets go after one; a
 fixed window and margin meets the targets of one kind of traffic only. Demand is in replicas: arrivals per s / capacity.
 """
@@ -25,6 +28,8 @@ EVIDENCE_TICKS = 60.0
 FIRST_CHOICE_S = 600.0
 START = (600, 1.15)
 MEAN_TICKS = 6
+SETTLE_TICKS = 6
+"""Ticks after a choice in which scale-downs leave what the setting before asks for: up to the next choice."""
 STAY_TICKS = 180
 EVIDENCE_SPAN = 1080
 HISTORY = 1200
@@ -49,7 +54,19 @@ class Want(NamedTuple):
 class ShadowHold:
     """Series by tick and the present setting of one pool."""
 
-    __slots__ = ("candidates", "count", "first_tick", "mix", "rates", "setting", "stay", "width", "winners")
+    __slots__ = (
+        "before",
+        "candidates",
+        "changed",
+        "count",
+        "first_tick",
+        "mix",
+        "rates",
+        "setting",
+        "stay",
+        "width",
+        "winners",
+    )
 
     def __init__(self) -> None:
         self.first_tick = 0
@@ -65,6 +82,10 @@ class ShadowHold:
         self.width = np.zeros(0)
         """Ticks over which the shadow demand is averaged, by tick."""
         self.setting: tuple[int, float] = START
+        self.before: tuple[int, float] = START
+        """The setting before this one."""
+        self.changed = 0
+        """Ticks seen when the setting changed last; 0: not since the beginning."""
         self.winners: list[tuple[int, float]] = []
         self.candidates: list[dict[str, Any]] = []
 
@@ -92,7 +113,7 @@ class ShadowHold:
     def restart(self) -> None:
         """Forgets the series (a gap longer than all of it); the setting stays."""
         self.rates = self.mix = self.stay = self.width = np.zeros(0)
-        self.count = 0
+        self.count = self.changed = 0
 
     @property
     def span_s(self) -> float:
@@ -142,9 +163,11 @@ class ShadowHold:
         if len(voters) < CONFIRM:
             voters.append(self.setting)
         paid = {(c["hold_s"], c["margin"]): c["paid"] for c in scores}
-        before = self.setting
-        self.setting = max(voters, key=lambda setting: float(paid[setting]))
-        return self.setting != before
+        chosen = max(voters, key=lambda setting: float(paid[setting]))
+        if chosen == self.setting:
+            return False
+        self.before, self.setting, self.changed = self.setting, chosen, self.count
+        return True
 
     def replay(
         self, capacity_rps: float, reserve: float, price: float, cold_start_s: float
@@ -192,15 +215,18 @@ class ShadowHold:
     def plan(self, capacity_rps: float, reserve: float) -> Plan:
         """The present setting on the present series. Needs at least one tick."""
         means, demand = self.demand(capacity_rps)
-        hold_s, margin = self.setting
         now = float(demand[-1])
         span = demand[-EVIDENCE_SPAN:]
         ages = np.arange(len(span) - 1, -1, -1)
         seen = float(np.dot(2.0 ** (-ages * TICK_S / HALF_LIFE_S), span))
         thin = now > 0 and seen / now < EVIDENCE_TICKS
-        base = float(means[-(hold_s // TICK_S) :].max())
-        base_start = float(means[-(START[0] // TICK_S) :].max())
-        return Plan(hold_s, margin, reserve, base, base_start, thin)
+        base_start = _peak(means, START[0])
+
+        def of(setting: tuple[int, float], left: int) -> Plan:
+            return Plan(*setting, reserve, _peak(means, setting[0]), base_start, thin, left)
+
+        settling = self.changed > 0 and self.count - self.changed < SETTLE_TICKS
+        return of(self.setting, of(self.before, 0).want().replicas if settling else 0)
 
 
 class Plan(NamedTuple):
@@ -214,6 +240,8 @@ class Plan(NamedTuple):
     base_start: float
     """The same over the start setting's 600 s."""
     thin: bool
+    left: int
+    """Replicas that a scale-down leaves: what the setting before asks for, in the minute after a choice; else 0."""
 
     def want(self, load: float = 0.0) -> Want:
         """`load`: demand of the last 60 s as of now, replicas, where it is newer than the last tick."""
@@ -223,6 +251,10 @@ class Plan(NamedTuple):
             floor = _ceil(max(self.margin, START[1]) * max(self.base_start, base) + self.reserve)
             replicas = max(replicas, floor)
         return Want(replicas, base, self.hold_s, self.margin, self.reserve, self.thin)
+
+
+def _peak(means: np.ndarray, hold_s: int) -> float:
+    return float(means[-(hold_s // TICK_S) :].max())
 
 
 def _ceil(value: float) -> int:

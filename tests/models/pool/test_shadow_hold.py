@@ -134,6 +134,22 @@ def test_cheaper_five_times_dearer_at_once() -> None:
     assert series.setting != (60, 1.0)
 
 
+def test_what_the_setting_before_asks_for_is_left_for_a_minute() -> None:
+    """A choice frees no replica before the next one could take it back; what is asked for beyond is not delayed."""
+    series = ShadowHold()
+    for n in range(200):
+        series.push(n, 70.0 if n < 170 else 35.0, 0.0, 0.0)
+    before = series.plan(3.5, 1.0)
+    assert before.left == 0
+    while series.setting == START:
+        series.choose(3.5, 1.0, 7.0, 180.0)
+    for n in range(200, 206):
+        assert series.plan(3.5, 1.0).left == before.want().replicas
+        assert series.plan(3.5, 1.0).want().replicas < before.want().replicas
+        series.push(n, 35.0, 0.0, 0.0)
+    assert series.plan(3.5, 1.0).left == 0
+
+
 def test_unknown_is_not_zero() -> None:
     """Unknown ticks hold the value before: the plan is as if the load had gone on."""
     known, holes = ShadowHold(), ShadowHold()
