@@ -52,14 +52,15 @@ class Context(NamedTuple):
 
     def stale(self, pool: Pool) -> tuple[str, float] | None:
         """Why nothing may be planned on this evidence, and its age in s; None: it is fresh."""
-        newest = evidence.evidence_s(pool.windows, self.rows(pool).values())
+        rows = self.rows(pool).values()
+        newest = evidence.evidence_s(pool.windows, rows)
         if newest is None:
             return "no request window has come for this pool: nothing is planned", self.now_s - pool.first_s
         age = self.now_s - newest
         if age > self.fresh_s:
             text = f"the newest evidence on load is {age:.0f} s old (limit {self.fresh_s:g} s): every action is held"
             return text, age
-        for source, silence_s in evidence.silent(pool.windows, self.now_s).items():
+        for source, silence_s in evidence.silent(pool.windows, rows, self.now_s).items():
             if silence_s > self.fresh_s:
                 text = f"{source} has been silent for {silence_s:.0f} s with requests overdue: every action is held"
                 return text, silence_s

@@ -27,9 +27,14 @@ def evidence_s(windows: Windows, rows: Iterable[Row]) -> float | None:
     return newest
 
 
-def silent(windows: Windows, now_s: float) -> dict[str, float]:
-    """Request sources of which more is overdue than chance explains, with how long they have been silent, s."""
-    found = {}
+def silent(windows: Windows, rows: Iterable[Row], now_s: float) -> dict[str, float]:
+    """Request sources of which more is overdue than chance explains, with how long they have been silent, s.
+
+    None while every replica is idle: then the requests have ended, and not the word of them.
+    """
+    found: dict[str, float] = {}
+    if idle(rows):
+        return found
     for source, until_s in windows.request_until.items():
         age = now_s - until_s
         if age > HEARD_S and windows.source_arrivals(source, until_s) / 60.0 * age > MISSING:

@@ -236,8 +236,9 @@ class PoolFold(BaseFold):
     def _rate(self, pool: Pool, end_s: int) -> None:
         """Puts the arrivals of new and revised windows into the series; those that a silent source hides wait."""
         windows = pool.windows
-        newest = evidence.evidence_s(windows, windows.replicas(end_s, self._context(pool).fresh_s).values())
-        quiet = evidence.silent(windows, end_s)
+        rows = windows.replicas(end_s, self._context(pool).fresh_s).values()
+        newest = evidence.evidence_s(windows, rows)
+        quiet = evidence.silent(windows, rows, end_s)
         waiting = []
         for start_s in pool.unrated:
             hidden = any(windows.request_until[source] < start_s + SIZE_S for source in quiet)

@@ -51,7 +51,7 @@ class World:
         self.good = 1.0
         self.said: list[tuple[str, dict[str, Any]]] = []
         base = {"cold_start_s": 20.0, "reserve": 1.0, **spec}
-        self._apply([pool_config(T0, **base), config(T0, "price", "H100", {"usd_per_gpu_hour": 3.6})])
+        self.apply([pool_config(T0, **base), config(T0, "price", "H100", {"usd_per_gpu_hour": 3.6})])
 
     def run(self, rate: float, windows: int) -> None:
         """So many windows at a rate; a share `good` of the requests meets the targets."""
@@ -60,7 +60,7 @@ class World:
             self.second += 10
             row = {"tenant": "a", "arrivals": n, "ends": n, "slo_judged": n, "slo_good": int(n * self.good)}
             rows = [{"replica": f"r{i}"} for i in range(self.replicas)]
-            self._apply(
+            self.apply(
                 [
                     engine_window(self.second + 0.2, start, self.offset + 1, rows),
                     request_window(self.second + 0.3, start, self.offset + 1, [row]),
@@ -68,7 +68,7 @@ class World:
                 ]
             )
 
-    def _apply(self, records: list[LogRecord]) -> None:
+    def apply(self, records: list[LogRecord]) -> None:
         while records:
             out = self.fold.apply([r._replace(offset=self.offset + i) for i, r in enumerate(records)])
             self.offset += len(records)
