@@ -19,7 +19,8 @@ KINDS = [kind for kind in SPECS if kind != "deployment"]
 
 def document(kind: str, **more: Any) -> dict[str, Any]:
     example = {"public_key_base64": "A" * 43 + "="} if kind == "signer" else {}
-    return {"kind": kind, "name": "a", "spec": spec(kind) | example | more}
+    name = kind if kind in ("fleet", "limits") else "a"  # of these there is one
+    return {"kind": kind, "name": name, "spec": spec(kind) | example | more}
 
 
 @pytest.mark.parametrize("kind", KINDS)
