@@ -160,6 +160,9 @@ def heal(pool: Pool, context: Context) -> Proposal | None:
 
 def _look(pool: Pool, context: Context, spec: PoolSpec, kind: str, rate: float) -> scale.Look:
     newest = evidence.evidence_s(pool.windows, context.rows(pool).values())
+    # what has just begun to go wrong must not count against what is done about it
+    spans = (status.SLO_SPAN_S, status.LATENCY_SPAN_S)
+    shares = [status.attainment(pool.windows, context.window_end_s, span_s)[0] for span_s in spans]
     return scale.Look(
         at_s=context.now_s,
         second=context.second,
@@ -167,7 +170,7 @@ def _look(pool: Pool, context: Context, spec: PoolSpec, kind: str, rate: float) 
         capacity_rps=capacity_rps(pool, spec),
         waiting=pool.waiting,
         evidence_s=min(context.now_s, newest or 0.0),
-        attainment=status.attainment(pool.windows, context.window_end_s)[0],
+        attainment=min((share for share in shares if share is not None), default=None),
         usd_per_replica_hour=context.usd_per_replica_hour(),
         windows=pool.newest_windows(),
         candidates=pool.series.candidates,
@@ -223,10 +226,11 @@ def judge(pool: Pool, context: Context) -> tuple[list[Verdict], list[Proposal]]:
     verdicts: list[Verdict] = []
     reverts: list[Proposal] = []
     for id in pool.watch.due(context.now_s):
-        item = pool.watch.watched.pop(id)
+        item = pool.watch.watched[id]
         found = verify.judge(item, pool.windows, context.rows(pool), context.now_s, early=False)
         if found is None:
             continue
+        del pool.watch.watched[id]
         verdicts.append(_verdict(pool, context, id, item, found))
         if found.verified or item["reverts"] is not None:
             continue

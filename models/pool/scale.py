@@ -31,6 +31,7 @@ class Look(NamedTuple):
     waiting: float
     evidence_s: float
     attainment: float | None
+    """Share of the requests within the targets, the worse of the last 300 s and 60 s."""
     usd_per_replica_hour: float | None
     windows: list[str]
     """Names and versions of the windows that the newest figures rest on."""
@@ -115,6 +116,7 @@ def revert(
     kind: Kind = "scale" if isinstance(undo, ScaleAction) else "reroute"
     where = Target(cluster=spec.cluster, pool=pool)
     price, usd = look.usd_per_replica_hour, None
+    missed = 0.0 if look.attainment is None else 1.0 - look.attainment
     if isinstance(undo, ScaleAction) and isinstance(current, ScaleAction) and price is not None:
         usd = (undo.replicas - current.replicas) * price
     return Proposal(
@@ -136,7 +138,7 @@ def revert(
         expires_s=look.at_s + spec.approval_expiry_s,
         policy_revision=revision,
         replicas_from=current.replicas if isinstance(current, ScaleAction) else None,
-        value_usd_per_hour=None if price is None else spec.miss_price * (1 - (look.attainment or 1.0)) * price,
+        value_usd_per_hour=None if price is None else spec.miss_price * missed * price,
         reverts=id,
     )
 

@@ -1,11 +1,13 @@
 """Did an executed decision do what was expected? Judged after the effect horizon, in the windows since.
 
-Regressed: SLO attainment since then is below the expected low end although demand was not above what was planned for,
-or the action had no effect. A decision that a newer one of its kind replaces is judged at once where that is possible.
+Regressed: SLO attainment since then is below the expected low end, by more than chance explains, although demand was
+not above what was planned for; or the action had no effect. Where no replica is heard of nothing is judged. A decision
+that a newer one of its kind replaces is judged at once where that is possible.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +23,9 @@ FREEZE_AFTER = 2
 JUDGED_MIN = 20.0
 """Requests that an SLO judgement needs; with fewer, only the effect is judged."""
 SETTLE_S = 10.0
+CHANCE = 2.0
+"""Standard deviations of the share of n requests, sqrt(low (1 - low) / n), that it may lie below `low` by chance: of 20
+requests with 99 % within the targets one misses in every fifth sample, which is 95 % and no regression."""
 
 
 class Found(NamedTuple):
@@ -122,6 +127,8 @@ def judge(
     item: Mapping[str, Any], windows: Windows, rows: Mapping[str, Row], now_s: float, early: bool
 ) -> Found | None:
     """The verdict on one watched decision; `early`: a newer one replaces it. None: cannot be judged."""
+    if not rows:
+        return None
     action = item["action"]
     effect = _scale_effect(item, rows) if action["type"] == "scale" else _reroute_effect(item, windows, rows, now_s)
     up = action["type"] == "scale" and action["replicas"] > (item["held_before"] or 0)
@@ -137,7 +144,7 @@ def judge(
         words.append(f"SLO attainment since then {100 * share:.2f} %")
         if item["low"] is not None:
             words[-1] += f" (expected at least {100 * item['low']:.2f} %)"
-    below = share is not None and item["low"] is not None and share < item["low"]
+    below = share is not None and item["low"] is not None and share < _least(item["low"], totals[JUDGED])
     above = item["load_rps"] is not None and demand is not None and demand > item["load_rps"] * 1.02
     if below and above:
         words.append(f"but demand of {demand:.1f} req/s was above the {item['load_rps']:.1f} planned for")
@@ -147,6 +154,11 @@ def judge(
     if early and not verified:
         return None  # it had no time to show its effect: it is superseded, not judged
     return Found(verified, "; ".join(words), measured)
+
+
+def _least(low: float, judged: float) -> float:
+    """The share of so many requests below which `low` is not kept for certain."""
+    return low - CHANCE * math.sqrt(low * (1.0 - low) / judged)
 
 
 def _minutes(from_s: float, to_s: float) -> list[float]:

@@ -26,9 +26,7 @@ def _silence(world: World, windows: int, running: float) -> None:
     for _ in range(windows):
         start = world.second
         world.second += 10
-        rows = [
-            {"replica": f"r{i}", "running_last": running, "running_mean": running} for i in range(world.replicas)
-        ]
+        rows = [{"replica": f"r{i}", "running_last": running, "running_mean": running} for i in range(world.replicas)]
         for at_s in (0.2, 1.2):
             world.apply([engine_window(world.second + at_s, start, world.offset + 1, rows)])
 

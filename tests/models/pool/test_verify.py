@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from models.pool.verify import FREEZE_S, Watch
+from models.pool.verify import FREEZE_S, Watch, judge
+from models.pool.windows import ARRIVALS, GOOD, JUDGED, SUMS, R, Windows
 from schemas.decisions import Expected, Outcome, RerouteAction, ScaleAction
 from schemas.log import LogRecord
+from tests.models.law import tick
 from tests.models.pool.signals import (
     T0,
     config,
@@ -60,13 +62,13 @@ class World:
             self.second += 10
             row = {"tenant": "a", "arrivals": n, "ends": n, "slo_judged": n, "slo_good": int(n * self.good)}
             rows = [{"replica": f"r{i}"} for i in range(self.replicas)]
-            self.apply(
-                [
-                    engine_window(self.second + 0.2, start, self.offset + 1, rows),
-                    request_window(self.second + 0.3, start, self.offset + 1, [row]),
-                    engine_window(self.second + 1.2, start, self.offset + 2, rows),
-                ]
-            )
+            records = [request_window(self.second + 0.3, start, self.offset + 1, [row])]
+            if rows:
+                records.insert(0, engine_window(self.second + 0.2, start, self.offset + 1, rows))
+                records.append(engine_window(self.second + 1.2, start, self.offset + 2, rows))
+            else:  # nothing is said of engines
+                records.append(tick(self.second + 1.2))
+            self.apply(records)
 
     def apply(self, records: list[LogRecord]) -> None:
         while records:
@@ -146,6 +148,42 @@ def test_a_scale_down_that_hurts_is_reverted_once_then_frozen() -> None:
     world.run(3.0, 30)
     after = world.of("decision.proposed")[before:]
     assert all(one["action"]["replicas"] >= one["replicas_from"] for one in after)
+
+
+@pytest.mark.parametrize(("judged", "good", "verified"), [(4, 3.8, True), (4, 3.0, False), (400, 380, False)])
+def test_one_miss_of_twenty_is_no_regression(judged: float, good: float, verified: bool) -> None:
+    """97 % are expected after a scale-down: 19 of 20 may be chance, 15 of 20 or 1900 of 2000 are not."""
+    windows, sums = Windows(), [0.0] * len(SUMS)
+    sums[ARRIVALS], sums[JUDGED], sums[GOOD] = judged, judged, good
+    for start in range(T0, T0 + 60, 10):
+        window = windows.window(start)
+        assert window is not None
+        window.requests["request.traces/0"] = [1, sums, {}]
+    row: list[Any] = [1.0] * len(R) + ["ready", "H100", "n0"]
+    item = {
+        "action": ScaleAction(replicas=4).model_dump(),
+        "held_before": 5,
+        "executed_s": float(T0),
+        "due_s": T0 + 60.0,
+        "low": 0.97,
+        "load_rps": 100.0,
+    }
+    found = judge(item, windows, {f"r{i}": row for i in range(4)}, T0 + 60.5, early=False)
+    assert found is not None
+    assert found.verified is verified
+
+
+def test_where_no_replica_is_heard_of_nothing_is_judged() -> None:
+    """The exporters fall silent after a scale-up: its replicas are unknown, not missing. Judged when they speak."""
+    world = World(5)
+    world.run(3.0, 4)
+    world.run(9.0, 1)
+    ordered, world.replicas = world.replicas, 0
+    world.run(3.0, 12)
+    assert world.of("decision.verdict") == []
+    world.replicas = ordered
+    world.run(3.0, 2)
+    assert [one["verdict"] for one in world.of("decision.verdict")] == ["verified"]
 
 
 def test_demand_above_the_plan_is_not_the_decisions_fault() -> None:
