@@ -76,7 +76,8 @@ class LogReader:
                 return sorted(found)
             if asyncio.get_running_loop().time() > deadline:
                 raise SettingsError(
-                    f"{self.topic}: no such topic: create the topics (`fleetloop init`) or mend {PREFIX}TOPIC_PREFIX"
+                    f"{self.topic}: no such topic: create the topics (`fleetloop init`), mend {PREFIX}TOPIC_PREFIX, "
+                    "or allow this user to read it"
                 )
             await asyncio.sleep(0.1)
 

@@ -1,6 +1,7 @@
 """Kafka over TLS and SASL, by nothing but FLEETLOOP_* settings: every kind of client, and what is said when it fails.
 
-The broker is a real one with a SASL_SSL listener (SCRAM and PLAIN) and one that asks clients for certificates.
+The broker is a real one with a SASL_SSL listener (SCRAM and PLAIN) and one that asks clients for certificates. Who
+comes by SCRAM may do what docs/operations.md says that our processes need, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from schemas.errors import UnavailableError
-from schemas.topics import POOL_SIGNALS, REQUEST_TRACES, ce_type
+from schemas.errors import SettingsError, UnavailableError
+from schemas.topics import FLEET_CONFIG, POOL_SIGNALS, REQUEST_TRACES, ce_type
 from streams.broker import HOST, LocalBroker
 from streams.clients import admin_client
 from streams.deployment import ensure_deployment, read_deployment
@@ -43,6 +46,7 @@ pytestmark = pytest.mark.broker
 
 ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "alice", "correct-horse-battery"
+EDGE_USER = "edge"
 PLAIN_USER, PLAIN_PASSWORD = "bob", "staple-of-the-plain-kind"
 WRONG_PASSWORD = "not-what-was-agreed"
 RUN_WITHIN_S = 60.0
@@ -58,12 +62,19 @@ ssl.truststore.type=PEM
 ssl.truststore.location={folder}/ca.pem
 listener.name.mutual.ssl.client.auth=required
 offsets.retention.check.interval.ms=500
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS;User:{user};User:CN=client
 listener.name.secure.sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN
 listener.name.secure.scram-sha-512.sasl.jaas.config=\
 org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.secure.plain.sasl.jaas.config=\
 org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
 """
+
+# Numbers of Kafka's protocol: kinds of resource, operations.
+TOPIC, GROUP = 2, 3
+READ, WRITE, CREATE, DESCRIBE, DESCRIBE_CONFIGS = 3, 4, 5, 8, 10
+LITERAL, PREFIXED, ALLOW = 3, 4, 3
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -163,13 +174,30 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     properties = LISTENERS.format(
         secure=ports[0], mutual=ports[1], folder=folder, user=PLAIN_USER, password=PLAIN_PASSWORD
     )
-    scram = f"--add-scram=SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
-    with LocalBroker(folder / "broker", properties=properties, format_arguments=[scram]) as broker:
+    users = [f"--add-scram=SCRAM-SHA-512=[name={name},password={PASSWORD}]" for name in (USER, EDGE_USER)]
+    with LocalBroker(folder / "broker", properties=properties, format_arguments=users) as broker:
         try:
             broker.start()
         except UnavailableError as error:
             pytest.skip(f"no local Kafka: {error}")
         yield Secure(folder, broker, *ports)
+
+
+async def allow(secure: Secure, prefix: str) -> None:
+    """What docs/operations.md asks for, for a deployment's own user and for an exporter's."""
+    all_of = [(TOPIC, prefix, PREFIXED, what) for what in (CREATE, DESCRIBE, DESCRIBE_CONFIGS, READ, WRITE)]
+    all_of += [(GROUP, f"{prefix}fleetloop.", PREFIXED, what) for what in (READ, DESCRIBE)]
+    edge = [(TOPIC, prefix + REQUEST_TRACES, LITERAL, WRITE), (TOPIC, prefix + FLEET_CONFIG, LITERAL, READ)]
+    admin = AIOKafkaAdminClient(bootstrap_servers=secure.broker.bootstrap_servers)
+    await admin.start()
+    try:
+        for user, rights in ((USER, all_of), (EDGE_USER, edge)):
+            for kind, name, pattern, operation in rights:
+                request = CreateAclsRequest(kind, name, pattern, f"User:{user}", "*", operation, ALLOW)
+                answer = await admin._send_request(request)
+                assert [code for code, _ in answer.creation_responses] == [0], answer
+    finally:
+        await admin.close()
 
 
 class Processes:
@@ -244,8 +272,8 @@ def settings_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) ->
     return load_settings()
 
 
-async def send_rows(settings: Settings, names: range) -> dict[int, int]:
-    """Requests that end now, a record each; gives the log's ends (partition -> offset) with them."""
+async def send_rows(settings: Settings, names: range) -> None:
+    """Requests that end now, a record each."""
     async with EdgeProducer(settings, "gateway") as producer:
         for n in names:
             at_s = datetime.now(UTC).timestamp()
@@ -253,6 +281,10 @@ async def send_rows(settings: Settings, names: range) -> dict[int, int]:
             value = json.dumps([row]).encode()
             producer.send(REQUEST_TRACES, f"r{n}", value, type=ce_type("request.rows"), id=f"r{n}")
         assert await producer.flush(30)
+
+
+async def ends_of(settings: Settings) -> dict[int, int]:
+    """Partition -> offset after the log's last record."""
     async with LogReader(settings, REQUEST_TRACES) as reader:
         return await reader.ends()
 
@@ -270,17 +302,22 @@ async def test_a_level_lives_over_tls_and_scram(
     secure: Secure, fleetloop: Processes, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """init, an edge's producer, a level that takes records, checkpoints, dies and restores, and what it publishes."""
+    await allow(secure, topic_prefix)
+    edge = settings_of(secure.environment(topic_prefix, sasl_username=EDGE_USER), monkeypatch)
     environment = secure.environment(topic_prefix)
     settings = settings_of(environment, monkeypatch)
     code, _, err = await fleetloop.run(environment, "init", "--local")
     assert code == 0, err
-    ends = await send_rows(settings, range(40))
+    assert await read_deployment(edge) == await read_deployment(settings)
+    await send_rows(edge, range(40))
+    ends = await ends_of(settings)
     assert all(ends.values())
     first, log = await fleetloop.start(environment, "worker", "--level", "requests")
     await eventually("a checkpoint of everything", lambda: checkpointed(settings, ends), log)
     first.kill()
     await first.wait()
-    ends = await send_rows(settings, range(40, 60))
+    await send_rows(edge, range(40, 60))
+    ends = await ends_of(settings)
     second, log = await fleetloop.start(environment, "worker", "--level", "requests")
     await eventually("a checkpoint of the rest", lambda: checkpointed(settings, ends), log)
 
@@ -308,6 +345,7 @@ async def test_views_over_tls_leave_nothing_with_the_broker(
         port = probe.getsockname()[1]
     environment = secure.environment(topic_prefix) | {"FLEETLOOP_VIEWS_PORT": str(port)}
     settings = settings_of(environment, monkeypatch)
+    await allow(secure, topic_prefix)
     await ensure_deployment(settings, local=True)
     views, log = await fleetloop.start(environment, "views")
     admin = admin_client(settings)
@@ -344,13 +382,18 @@ async def test_other_ways_in(secure: Secure, topic_prefix: str, monkeypatch: pyt
     made = await ensure_deployment(settings_of(secure.environment(topic_prefix, **plain), monkeypatch), local=True)
     for way in (
         secure.by_certificate(topic_prefix),
-        secure.environment(topic_prefix, bootstrap_servers=secure.address.replace(HOST, "localhost")),
+        secure.environment(topic_prefix, **plain, bootstrap_servers=secure.address.replace(HOST, "localhost")),
     ):
         assert await read_deployment(settings_of(way, monkeypatch)) == made
 
 
 async def test_who_may_not_in_is_told_why(secure: Secure, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is said with what the broker or TLS said of it, and with the setting to look at."""
+    """What is wrong is said with what the broker or TLS said of it, and with the setting to look at.
+
+    A broker does not tell a topic that one may not see from one that is not there: for that both remedies are named.
+    """
+    stranger = settings_of(secure.environment(topic_prefix, sasl_username=EDGE_USER), monkeypatch)
+    asked = asyncio.create_task(read_deployment(stranger))
     no_certificate = secure.by_certificate(topic_prefix, ssl_cert_file=None, ssl_key_file=None)
     cases: list[tuple[dict[str, str], str, str]] = [
         (secure.wrong_password(topic_prefix), "uthentication failed", "FLEETLOOP_SASL_PASSWORD_FILE"),
@@ -372,6 +415,8 @@ async def test_who_may_not_in_is_told_why(secure: Secure, topic_prefix: str, mon
             assert reason in str(caught.value)
             assert remedy in str(caught.value)
             assert WRONG_PASSWORD not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"fleet\.config: no such topic.*fleetloop init.*allow this user"):
+        await asked
 
 
 async def test_processes_that_may_not_in_end(secure: Secure, fleetloop: Processes, topic_prefix: str) -> None:
