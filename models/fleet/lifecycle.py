@@ -29,8 +29,6 @@ US = "fleetloop"
 RATE_WINDOW_S = 60.0
 ANSWER_GRACE_S = 10.0
 """An executor that found a decision expired needs time to say so, s."""
-
-
 NOT_DONE = ("fail", "skip", "rehearse")
 """Events after which what held before holds."""
 
@@ -199,9 +197,7 @@ class Lifecycle:
             view.executed(self.host.now_s)
         elif event == "no_answer":
             view.unanswered(self.host.now_s)
-        elif event in ("fail", "skip", "rehearse") or (
-            event == "expire" and decision.history[-2].state == "dispatched"
-        ):
+        elif event in NOT_DONE or (event == "expire" and decision.history[-2].state == "dispatched"):
             view.undone()
 
     def size(self, decision: Decision) -> int | None:
@@ -243,7 +239,7 @@ class Lifecycle:
                 action=action,
                 expected=decision.proposal.expected,
                 reverts=decision.proposal.reverts,
-                note=cut("; ".join([*decision.constraints, last.cause])),
+                note=cut("; ".join(dict.fromkeys([*decision.constraints, last.cause]))),
             )
             id = f"outcome/{decision.id}/{pool}" if between else f"outcome/{decision.id}"
             self.host.emit_record(POOL_SIGNALS, pool, f"{id}@{self.host.offset}", outcome)

@@ -53,11 +53,6 @@ class Findings:
             said.append(_finding(pool, kind, subject, True, held[0], now_s, version, found))
         return said, over
 
-    def since(self, kind: str, subject: str) -> float | None:
-        """Since when it has been open, Unix s."""
-        held = self.open.get(kind, {}).get(subject)
-        return None if held is None else float(held[0])
-
 
 def _finding(
     pool: str,

@@ -181,7 +181,7 @@ class PoolFold(BaseFold):
         """What follows from a tick."""
         rows = context.rows(pool)
         pool.waiting = deciding.waiting(rows)
-        pool.health.forget(rows)
+        pool.health.forget(rows, pool.orders.weights)
         unknown = [name for name in pool.unpriced if name not in self.prices]
         pool.unpriced = dict.fromkeys(unknown[:UNPRICED_MAX])
         deciding.settle(pool, context)

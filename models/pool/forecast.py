@@ -24,7 +24,6 @@ With 2 each, the weights follow one error six times: .87 x the error of `last` i
 SHARE = 0.01
 EXPERTS = ("last", "mean_60", "mean_120", "mean_300", "mean_600", "ewma_60", "ewma_180", "ewma_600", "holt", "linear")
 FEATURES = ("lag_1", "lag_2", "lag_3", "lag_4", "lag_5", "lag_6", "mean_60", "mean_300", "ewma_180", "ewma_600")
-BINS = 60
 RECENT = 180
 """Ticks over which the recent maximum is taken."""
 HALF_LIFE_TICKS = 180

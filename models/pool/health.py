@@ -91,10 +91,11 @@ class Health:
             self._learn({name: step for name, step in full.items() if scores.get(name, 1.0) < 1.3})
             self._idle(rows)
 
-    def forget(self, rows: Mapping[str, Row]) -> None:
-        """Drops the replicas that are not in `rows`, every one that there is now."""
+    def forget(self, rows: Mapping[str, Row], weights: Mapping[str, float]) -> None:
+        """Drops the replicas that are not in `rows`, every one that is heard of now; but those with a weight in force
+        stay: an exporter that is silent for a while says nothing of their health."""
         for kept in (self.looks, self.slow, self.well, self.idle):
-            for gone in [name for name in kept if name not in rows]:
+            for gone in [name for name in kept if name not in rows and name not in weights]:
                 del kept[gone]
 
     def _scores(self, steps: Mapping[str, Step], full: Mapping[str, Step]) -> dict[str, float]:

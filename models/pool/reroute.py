@@ -14,7 +14,8 @@ from schemas.decisions import Alternative, Expected, Proposal, RerouteAction, Ta
 
 SLOW_WEIGHT = 0.1
 """A slow replica keeps a tenth of its share: enough to see when it is well again."""
-SHARE_MAX = 1 / 3
+SHARE = 3
+"""No more than one replica in so many is rerouted around."""
 HORIZON_S = 60.0
 
 
@@ -32,7 +33,7 @@ def routing(names: list[str], slow: Mapping[str, float], failed: list[str], in_f
 
     Weights that somebody else set (neither 1 nor ours) stay.
     """
-    limit = int(len(names) * SHARE_MAX)
+    limit = len(names) // SHARE
     slowest = sorted((name for name in slow if name not in failed), key=lambda name: (-slow[name], name))
     bad = [(name, 0.0) for name in failed] + [(name, SLOW_WEIGHT) for name in slowest]
     foreign = {
@@ -123,7 +124,8 @@ def _reason(
             )
     for name in in_force:
         if name not in wanted.weights and name in names and name not in wanted.left_out:
-            parts.append(f"{name} has been below {WELL:g} x its siblings for {WELL_LOOKS} windows: weight 1 again")
+            well = f"has been below {WELL:g} x its siblings for {WELL_LOOKS} windows"
+            parts.append(f"{name} {'serves again' if in_force[name] == 0.0 else well}: weight 1 again")
     if wanted.left_out:
         parts.append(
             f"{', '.join(wanted.left_out)} stay as they are: no more than a third of {len(names)} is rerouted around"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.pool import health, status
-from models.pool.context import Context, capacity_rps
+from models.pool.context import Context
 from models.pool.findings import Found
 from models.pool.pool import Pool
 from models.pool.windows import STATE, R
@@ -64,9 +64,11 @@ def _slo(pool: Pool, context: Context) -> dict[str, Found]:
 
 
 def _slow(pool: Pool, context: Context) -> dict[str, Found]:
-    usd = context.usd_per_replica_hour()
+    usd, rows = context.usd_per_replica_hour(), context.rows(pool)
     held: dict[str, Found] = {}
     for name, factor in pool.health.slow.items():
+        if name not in rows:
+            continue
         weight = pool.orders.weights.get(name, 1.0)
         text = f"{name} was {factor:.2f} x as slow as its siblings in the last window; its weight is {weight:g}"
         if name in pool.left_out:
@@ -136,8 +138,3 @@ def _frozen(pool: Pool, context: Context) -> dict[str, Found]:
         for kind, until_s in pool.watch.frozen.items()
         if until_s > context.now_s
     }
-
-
-def planned_rps(pool: Pool, context: Context, replicas: int) -> float | None:
-    """Load that so many replicas are meant to carry, req/s."""
-    return None if context.spec is None else replicas * capacity_rps(pool, context.spec)

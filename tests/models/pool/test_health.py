@@ -135,8 +135,11 @@ def test_weights_are_absolute() -> None:
     assert change(got.weights, {"a": 0.1, "c": 0.5}, names).weights == {"a": 1.0, "b": 0.1, "c": 0.5}
 
 
-def loop(weights_work: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Nine replicas, r2 slow from 300 s to 600 s; the reroute is executed and works, or does not."""
+def loop(
+    weights_work: bool, silent: range = range(0)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Nine replicas, r2 slow from 300 s to 600 s; the reroute is executed and works, or does not. `silent`: seconds in
+    which nothing is heard of engines."""
     fold = pool_fold()
     records: list[LogRecord] = [pool_config(T0, reserve=4), config(T0, "price", "H100", {"usd_per_gpu_hour": 3.6})]
     proposals: list[dict[str, Any]] = []
@@ -156,7 +159,8 @@ def loop(weights_work: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
                 load = rng.uniform(20, 40) * (weights.get(name, 1.0) if weights_work else 1.0)
                 slow = 2.5 if i == 2 and 300 <= start - T0 < 600 else 1.0
                 rows.append({"replica": name, "allocated_s": covered, **step_row(load, 50, slow, covered)})
-            records.append(engine_window(second - 1.5, start, second, rows, closed=closed))
+            if second - T0 not in silent:
+                records.append(engine_window(second - 1.5, start, second, rows, closed=closed))
             if closed:
                 row = {"tenant": "acme", "arrivals": 50, "ends": 50, "slo_judged": 50, "slo_good": 50}
                 records.append(request_window(second - 1.0, start, second, [row]))
@@ -203,6 +207,14 @@ def test_around_and_back_and_verified() -> None:
     assert [one["verdict"] for one in verdicts] == ["verified", "verified"]
     assert "% of the requests" in verdicts[0]["text"]
     assert [one["open"] for one in findings if not one["open"] or one["since_s"] == one["at_s"]] == [True, False]
+
+
+def test_silence_of_exporters_is_no_recovery() -> None:
+    """While the slow replica is rerouted around nothing is heard of engines for two minutes: it gets its traffic back
+    only when it was seen to be well, as without the silence."""
+    proposals, _, _ = loop(weights_work=True, silent=range(380, 500))
+    assert [one["action"]["weights"] for one in proposals] == [{"r2": 0.1}, {"r2": 1.0}]
+    assert 60 <= proposals[1]["at_s"] - (T0 + 600) <= 90
 
 
 def test_a_reroute_without_effect_is_reverted_once() -> None:
