@@ -69,6 +69,7 @@ def _demo(trace: Path | None, scale: float, speed: float, duration: float | None
             return asyncio.run(_run(plan, cleanup, as_json))
         finally:
             with uninterruptible():
+                err.print("ending everything")
                 cleanup.close()
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 
-from cli.stack import Stack, free_ports, preferred_port
+from cli.stack import Stack, claimed, free_ports, preferred_port
 from schemas.errors import UnavailableError
 from streams.settings import HEALTH_PORT_OFFSET, Settings, load_settings
 
@@ -39,6 +39,8 @@ class Plan:
     control_token: str
     finite: bool
     """Whether the load ends by itself."""
+    claim: IO[bytes] | None
+    """Held open as long as the usual port of the page is ours."""
     env: dict[str, str] = field(default_factory=dict)
     stack: Stack = field(init=False)
     settings: Settings = field(init=False)
@@ -49,27 +51,31 @@ class Plan:
     def make(cls, folder: Path, trace: Path | None, scale: float, speed: float, duration: float | None) -> Plan:
         """Chooses scenario, ports and tokens. Raises InvalidInput for a trace that cannot be read."""
         from simulator.scenario import load_scenario
+        from simulator.trace import read_trace
 
         (folder / "logs").mkdir()
         scenario = load_scenario("demo" if trace is None else "trace")
         args: list[str] = []
         if trace is not None:
+            read_trace(trace)  # what is wrong with it is said before anything is started
             scenario = scenario.for_trace(str(trace), scale, duration)
             args = ["--trace", str(trace), "--scale", str(scale)]
         if duration is not None:
             args += ["--duration", str(duration)]
         spare, control, *health = free_ports(2 + len(HEALTH_PORT_OFFSET))
+        claim = claimed(load_settings().state_dir, VIEWS_PORT)
         return cls(
             folder,
             speed,
             scenario,
             args,
-            preferred_port(VIEWS_PORT, spare),
+            preferred_port(VIEWS_PORT, spare) if claim is not None else spare,
             control,
             health[0],
             token=secrets.token_urlsafe(12),
             control_token=secrets.token_urlsafe(24),
             finite=trace is not None or duration is not None,
+            claim=claim,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from schemas.errors import UnavailableError
 
@@ -41,6 +43,25 @@ def is_free(port: int) -> bool:
 def preferred_port(port: int, otherwise: int) -> int:
     """The port if it is free, else the other one."""
     return port if is_free(port) else otherwise
+
+
+def claimed(folder: Path, port: int) -> IO[bytes] | None:
+    """Claims a port among programs of ours, as long as the file given is open; None where another has claimed it,
+    or where the folder cannot be written.
+
+    Between the look for a free port and its use by a child that has yet to start, seconds pass.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"port-{port}.lock").open("wb")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
 
 
 class Stack:

@@ -1,4 +1,4 @@
-"""What a demo shows while it runs, when it is complete, and its summary."""
+"""What a demo has come to while it runs, when it is complete, and its summary; how it looks is `cli.screen`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
-from rich.console import Group
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from cli.console import cell, err
 from cli.plan import Plan
+from cli.screen import Shown, action, clock, headline, money, percent
 from schemas.topics import DECISION_EVENTS, DECISIONS
 from streams.reader import LogReader, log_record
 from views.records import SOURCES
@@ -23,22 +21,14 @@ from views.tally import Tally
 
 REFRESH_S = 1.0
 LINE_EVERY_S = 5.0
+POLL_S = 0.2
 SETTLE_WALL_S = 90.0
-DECISIONS_SHOWN = 12
+STATES_SAID = ("pending", "verified", "regressed", "failed", "blocked")
+"""Where no terminal shows all, a decision is told with its reason, then when it reaches one of these."""
+FETCH_WAIT_MS = 500
+"""Longer than a worker's: who only watches need not ask nine topics for news twenty times a second each."""
 ROW_TOPICS = (DECISIONS, DECISION_EVENTS)
 """What the table is made from; windows are for the tally alone, since decoding them twice would cost the loop CPU."""
-STATE_STYLE = {
-    "verified": "green",
-    "executed": "cyan",
-    "dispatched": "cyan",
-    "pending": "yellow",
-    "blocked": "magenta",
-    "regressed": "red",
-    "failed": "red",
-    "expired": "dim",
-    "superseded": "dim",
-    "rejected": "dim",
-}
 
 
 class Watch:
@@ -75,7 +65,8 @@ class Watch:
 
     async def _follow(self, topic: str) -> None:
         deployment = self.plan.deployment
-        async with LogReader(self.plan.settings, topic) as reader:
+        settings = self.plan.settings.model_copy(update={"fetch_max_wait_ms": FETCH_WAIT_MS})
+        async with LogReader(settings, topic) as reader:
             async for batch in reader.follow():
                 for record in batch:
                     seen = log_record(record, deployment.log_ms(record.timestamp))
@@ -83,7 +74,7 @@ class Watch:
                     if topic in ROW_TOPICS:
                         self.rows.apply(topic, seen)
                 if batch:
-                    await asyncio.sleep(0)  # other topics have their turn
+                    await asyncio.sleep(POLL_S)  # more come together at the next look
 
     async def until_done(self, stop: asyncio.Event) -> bool:
         """Shows what happens until `stop`, or until the load has ended; True if it has ended by itself."""
@@ -161,108 +152,46 @@ class Watch:
         if self.first_decision_s is None and self.decisions:
             self.first_decision_s = round(time.monotonic() - self.plan.started, 1)
         if self._live is not None:
-            self._live.update(Group(*self._screen()), refresh=True)
+            self._live.update(self._shown(), refresh=True)
         else:
-            self._lines()
+            self._lines(self._shown())
 
     # -- drawing ---------------------------------------------------------------------------------------------
 
-    def _headline(self) -> Text:
-        seconds = int(self.ledger.get("fleet_s", 0) or 0)
-        requests = self.requests()
-        cost, peak = cell(self.ledger.get("cost_usd")), cell(self.ledger.get("cost_usd_static_peak"))
-        return Text.assemble(
-            (f"fleet time {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}", "bold"),
-            f"   requests ended {requests['sent']:,}, windowed {requests['windowed']:,}, billed {requests['billed']:,}",
-            f"   cost ${cost} (held at its peak ${peak})   page {self.plan.page}",
-        )
+    def _shown(self) -> Shown:
+        plan = self.plan
+        origin_s = plan.deployment.origin_ms / 1000
+        pools = self.rows.tables["pools"]
+        return Shown(plan.page, plan.speed, origin_s, self.requests(), self.ledger, pools, self.decisions)
 
-    def _screen(self) -> list[Any]:
-        pools = Table(box=None, pad_edge=False, header_style="bold")
-        names = (
-            "pool",
-            "load req/s",
-            "ready/ordered/wanted",
-            "utilisation",
-            "SLO 5 min",
-            "TTFT p99",
-            "TPOT p99",
-            "$/h",
-            "policy",
-        )
-        for name in names:
-            pools.add_column(name, no_wrap=True)
-        for s in self.rows.tables["pools"].values():
-            replicas = "/".join(cell(s.get(k)) for k in ("replicas_ready", "replicas_target", "replicas_wanted"))
-            pools.add_row(
-                s["pool"],
-                cell(s.get("requests_per_s")),
-                replicas,
-                _percent(s.get("utilisation_ratio")),
-                _percent(s.get("slo_attainment"), 2),
-                cell(s.get("ttft_s_p99")),
-                cell(s.get("tpot_s_p99")),
-                cell(s.get("usd_per_hour")),
-                s.get("policy", ""),
-            )
-        decisions = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("at", "state", "pool", "action", "why"):
-            decisions.add_column(name, no_wrap=True, overflow="ellipsis")
-        for d in list(self.decisions.values())[-DECISIONS_SHOWN:]:
-            p = d["proposal"]
-            decisions.add_row(
-                _clock(p["at_s"], self.plan),
-                Text(d["state"], STATE_STYLE.get(d["state"], "")),
-                p["target"]["pool"],
-                _action(p),
-                p["reason"],
-            )
-        if not self.decisions:
-            decisions.add_row("", "", "", "", "no decisions yet: the planner acts when load, health or cost ask for it")
-        return [self._headline(), Text(""), pools, Text(""), decisions]
-
-    def _lines(self) -> None:
+    def _lines(self, shown: Shown) -> None:
         for id, d in self.decisions.items():
-            if self._said.get(id) != d["state"]:
-                p = d["proposal"]
-                if id not in self._said:
-                    err.print(
-                        f"{_clock(p['at_s'], self.plan)} {p['target']['pool']}: {_action(p)}: {p['reason']}",
-                        highlight=False,
-                    )
-                elif d["state"] in ("verified", "regressed", "failed", "blocked"):
-                    err.print(
-                        f"{_clock(p['at_s'], self.plan)} {p['target']['pool']}: {_action(p)}: {d['state']}",
-                        highlight=False,
-                    )
-                self._said[id] = d["state"]
+            known, state, p = self._said.get(id), d["state"], d["proposal"]
+            if known == state:
+                continue
+            if known is None or state in STATES_SAID:
+                what = p["reason"] if known is None else state
+                at = clock(p["at_s"] - shown.origin_s)
+                err.print(f"{at} {p['target']['pool']}: {action(p)}: {what}", highlight=False)
+            self._said[id] = state
+        if len(self._said) > 2 * len(self.decisions):
+            self._said = {id: state for id, state in self._said.items() if id in self.decisions}
         if time.monotonic() - self._line_at >= LINE_EVERY_S and self.ledger:
             self._line_at = time.monotonic()
-            err.print(self._headline())
+            err.print(headline(shown))
 
     def show_summary(self, summary: dict[str, Any]) -> None:
         """The summary for people."""
-        requests, steps = summary["requests"], summary["step_to_action_s"]
-        err.print(f"\nrequests {requests}")
-        err.print(f"decisions {summary['decisions']}")
-        err.print(
-            f"SLO attainment {_percent(summary['slo_attainment'], 2)}; cost ${cell(summary['cost_usd'])}, "
-            f"static peak ${cell(summary['cost_usd_static_peak'])}; step to action p50 {cell(steps['p50'])} s, "
-            f"p99 {cell(steps['p99'])} s of fleet time"
-        )
+        requests, steps, records = summary["requests"], summary["step_to_action_s"], summary["records"]
+        err.print(f"\nrecords    {_counts(records)}")
+        err.print(f"requests   {_counts(requests)}")
+        for kind, states in summary["decisions"].items():
+            err.print(f"{kind:<10} {_counts(states)}")
+        cost, peak = money(summary["cost_usd"]), money(summary["cost_usd_static_peak"])
+        err.print(f"SLO        {percent(summary['slo_attainment'], 2)} of requests within their targets")
+        err.print(f"cost       ${cost}, ${peak} if sized for the peak")
+        err.print(f"step to action: p50 {cell(steps['p50'])} s, p99 {cell(steps['p99'])} s of fleet time")
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:.{digits}%}"
-
-
-def _clock(at_s: float, plan: Plan) -> str:
-    seconds = int(at_s - plan.deployment.origin_ms / 1000)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def _action(proposal: dict[str, Any]) -> str:
-    action = proposal["action"]
-    if action["type"] == "scale":
-        return f"{cell(proposal.get('replicas_from'))} -> {action['replicas']} replicas"
-    return "weights " + ", ".join(f"{k} {v:g}" for k, v in action["weights"].items())
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()) or "none"

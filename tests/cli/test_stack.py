@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cli import stack
-from cli.stack import Stack, free_ports, preferred_port
+from cli.stack import Stack, claimed, free_ports, preferred_port
 from schemas.errors import UnavailableError
 
 PARENT = """
@@ -130,3 +130,17 @@ def test_a_port_in_use_is_not_preferred() -> None:
         holder.bind(("127.0.0.1", port))
         holder.listen()
         assert preferred_port(port, 1) == 1
+
+
+def test_a_claimed_port_is_claimed_by_one(tmp_path: Path) -> None:
+    """Two demos that start in the same second do not both take the usual port; the next one after them may."""
+    first = claimed(tmp_path / "state", 6066)
+    assert first is not None
+    assert claimed(tmp_path / "state", 6066) is None
+    other = claimed(tmp_path / "state", 6067)
+    assert other is not None
+    other.close()
+    first.close()
+    again = claimed(tmp_path / "state", 6066)
+    assert again is not None
+    again.close()
