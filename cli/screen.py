@@ -85,7 +85,7 @@ def _pools(shown: Shown, width: int) -> Table:
         table.add_column(name, no_wrap=True, justify="right")
     if wide:
         table.add_column("policy", ratio=1, no_wrap=True, overflow="ellipsis")
-    for s in shown.pools.values():
+    for _, s in sorted(shown.pools.items()):
         slo = s.get("slo_attainment")
         table.add_row(
             s["pool"],

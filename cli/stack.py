@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,7 +23,8 @@ TAIL_LINES = 15
 def free_ports(count: int) -> list[int]:
     """Ports on loopback in a row that are free now, below the ephemeral range: no client is given one of them."""
     found: list[int] = []
-    for port in range(18_000 + os.getpid() % 1000, 20_000):
+    # From anywhere: two demos that start together shall not look in the same place.
+    for port in range(18_000 + random.randrange(1500), 20_000):
         found = [*found, port] if is_free(port) else []
         if len(found) == count:
             return found
