@@ -17,6 +17,8 @@ from cli.console import cell
 WIDE = 110
 """Narrower terminals show neither the pools' policies nor the number of replicas that the planner wants."""
 ACTION_WIDTH_MAX = 30
+BEHIND_S = 120.0
+"""Behind by more fleet time than this is told."""
 DECISIONS_MIN = 3
 STATE_STYLE = {
     "verified": "green",
@@ -43,32 +45,44 @@ class Shown(NamedTuple):
     ledger: Mapping[str, Any]
     pools: Mapping[str, dict[str, Any]]
     decisions: Mapping[str, dict[str, Any]]
+    newest_window_s: float | None = None
+    """Start of the newest closed window of requests, Unix s."""
+
+    @property
+    def behind_s(self) -> float:
+        """Fleet time since the newest closed window; a loop that keeps up is behind by a window and its lateness."""
+        if self.newest_window_s is None:
+            return 0.0
+        return float(self.ledger.get("fleet_s") or 0.0) - (self.newest_window_s - self.origin_s)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield headline(self)
+        yield headline(self, wide=options.max_width >= WIDE)
         yield from _waiting(self)
         yield Text("")
         yield _pools(self, options.max_width)
         yield Text("")
-        room = options.size.height - len(self.pools) - 8
+        room = options.size.height - len(self.pools) - 9
         yield _decisions(self, max(DECISIONS_MIN, room))
 
 
-def headline(shown: Shown) -> Text:
+def headline(shown: Shown, wide: bool = True) -> Text:
     """One line: time, requests, money."""
     requests, ledger = shown.requests, shown.ledger
+    measured = f"{requests['windowed']:,} measured, " if wide else ""
     return Text.assemble(
         (clock(float(ledger.get("fleet_s") or 0.0)), "bold"),
-        f" at {shown.speed:g}x   {requests['sent']:,} requests, {requests['windowed']:,} measured, "
-        f"{requests['billed']:,} billed   ",
+        f" at {shown.speed:g}x   {requests['sent']:,} requests, {measured}{requests['billed']:,} billed   ",
         (f"${money(ledger.get('cost_usd'))}", "bold"),
-        f" spent, ${money(ledger.get('cost_usd_static_peak'))} if sized for the peak",
+        f"{' spent' if wide else ''}, ${money(ledger.get('cost_usd_static_peak'))} if sized for the peak",
         no_wrap=True,
         overflow="ellipsis",
     )
 
 
 def _waiting(shown: Shown) -> RenderResult:
+    if shown.behind_s > BEHIND_S and not shown.ledger.get("done"):
+        text = f"the loop is {clock(shown.behind_s)} behind: this machine is too slow for {shown.speed:g}x, try --speed"
+        yield Text(text, "red", no_wrap=True, overflow="ellipsis")
     waiting = sum(d["state"] == "pending" for d in shown.decisions.values())
     if waiting:
         what = "decision waits" if waiting == 1 else "decisions wait"

@@ -162,7 +162,8 @@ class Watch:
         plan = self.plan
         origin_s = plan.deployment.origin_ms / 1000
         pools = self.rows.tables["pools"]
-        return Shown(plan.page, plan.speed, origin_s, self.requests(), self.ledger, pools, self.decisions)
+        newest_s = self.found["newest_window_s"]["request.windows"]
+        return Shown(plan.page, plan.speed, origin_s, self.requests(), self.ledger, pools, self.decisions, newest_s)
 
     def _lines(self, shown: Shown) -> None:
         for id, d in self.decisions.items():
