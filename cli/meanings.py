@@ -51,7 +51,6 @@ FOLD_METRICS = {
     "results_foreign_total": "Results of another executor, or of an earlier dispatch, than the decision waits for.",
     "results_late_total": "Results of a decision that is not, or no longer, dispatched.",
     "samples_total": "Samples taken.",
-    "specs_overflow_total": "Objects of pools and prices beyond limits.pools_max.",
     "status_older_total": "Pool states that a newer one had already replaced.",
     "targets_resynced_total": "Targets taken anew from what is allocated, because no order explains it.",
     "verdicts_ignored_total": "Verdicts over decisions that are not known or not executed.",

@@ -48,7 +48,8 @@ class BaseFold(ABC):
         self.offset = -1
         """Offset of the record that is being applied: the version of every result that it causes."""
         self.config: dict[str, dict[str, Any]] = {}
-        """key -> ConfigObject as plain values, the greatest revision."""
+        """key -> ConfigObject as plain values, the greatest revision. It bounds whatever copies it: what is derived
+        from it must follow from it alone, or a reload would give something else."""
         self.limits = LimitsSpec()
         self.counters: dict[str, int] = {}
         self.handlers: dict[str, Handler] = {}
@@ -108,6 +109,9 @@ class BaseFold(ABC):
         known = self.config.get(item.key)
         if known is not None and known["revision"] >= item.revision:
             return
+        most = self.limits.config_objects_max
+        if known is None and len(self.config) >= most and item.object_kind != "limits":
+            raise InvalidRecord("overflow", item.key, most, "raise limits.config_objects_max")
         spec = None if item.deleted else item.typed()
         kept = item.model_copy(update={"spec": {} if spec is None else spec.model_dump(mode="json")})
         plain = kept.model_dump(mode="json")

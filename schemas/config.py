@@ -10,7 +10,14 @@ from schemas.base import Name, NonNegative, Ratio, Record, Seconds, canonical, r
 
 ObjectKind = Literal["deployment", "pool", "price", "tenant", "fleet", "signer", "limits"]
 Mode = Literal["observe", "shadow", "approve", "automatic"]
-Positive = Annotated[float, Field(gt=0)]
+MONTH_S = 30 * 86_400
+Span = Annotated[float, Field(ge=0, le=MONTH_S)]
+"""A duration in seconds, at most 30 days: times that it is added to stay times."""
+PositiveSpan = Annotated[float, Field(gt=0, le=MONTH_S)]
+"""A duration in seconds, not 0, at most 30 days."""
+Tokens = Annotated[float, Field(ge=1e-3, le=1_000_000_000)]
+Usd = Annotated[float, Field(ge=0, le=1_000_000)]
+"""Bounds keep products finite: what overflowed would stop the partition that computes with it."""
 
 
 class Deployment(Record):
@@ -34,19 +41,21 @@ class PoolSpec(Record):
     route: Name | None = Field(None, description="Route (model name at the gateway) that it takes traffic of.")
     gpu_type: Name = Field(description="GPU product, as in prices.")
     gpus_per_replica: float = Field(gt=0, le=1024, description="GPUs a replica is billed for.")
-    slo_ttft_s: Positive = Field(2.0, description="Target time to first token, s.")
-    slo_tpot_s: Positive = Field(0.15, description="Target mean time per output token, s.")
+    slo_ttft_s: PositiveSpan = Field(2.0, description="Target time to first token, s.")
+    slo_tpot_s: PositiveSpan = Field(0.15, description="Target mean time per output token, s.")
     slo_target: Ratio = Field(0.99, description="Share of requests that must meet both.")
-    capacity_rps: Positive = Field(
-        description="Prior: requests/s a replica sustains within its SLO for the usual tokens."
+    capacity_rps: float = Field(
+        ge=1e-6,
+        le=1_000_000_000,
+        description="Prior: requests/s a replica sustains within its SLO for the usual tokens.",
     )
-    input_tokens_mean: Positive | None = Field(
+    input_tokens_mean: Tokens | None = Field(
         None, description="Mean prompt tokens that capacity_rps was measured with."
     )
-    output_tokens_mean: Positive | None = Field(
+    output_tokens_mean: Tokens | None = Field(
         None, description="Mean output tokens that capacity_rps was measured with."
     )
-    cold_start_s: NonNegative = Field(180.0, description="From the order to a ready replica, s.")
+    cold_start_s: Span = Field(180.0, description="From the order to a ready replica, s.")
     replicas_min: int = Field(1, ge=0, le=100_000, description="Never fewer.")
     replicas_max: int = Field(64, ge=0, le=100_000, description="Never more.")
     mode: Mode = Field("approve", description="observe, shadow, approve or automatic.")
@@ -55,15 +64,17 @@ class PoolSpec(Record):
     )
     step_up_max: int = Field(64, ge=1, description="Most replicas added by one decision.")
     step_down_max: int = Field(16, ge=1, description="Most replicas removed by one decision.")
-    cooldown_up_s: NonNegative = Field(0.0, description="Least time between two executed scale-ups, s.")
-    cooldown_down_s: NonNegative = Field(
-        10.0, description="Least time after an executed change before a scale-down, s."
+    cooldown_up_s: Span = Field(0.0, description="Least time between two executed scale-ups, s.")
+    cooldown_down_s: Span = Field(10.0, description="Least time after an executed change before a scale-down, s.")
+    stabilisation_s: float = Field(
+        0.0, ge=0, le=3600, description="A scale-down must have been wanted without a break for so long, s."
     )
-    stabilisation_s: NonNegative = Field(0.0, description="A scale-down must have been wanted for so long, s.")
-    freshness_s: Positive = Field(30.0, description="Evidence older than this holds every action, s.")
-    approval_expiry_s: Positive = Field(300.0, description="A proposal that nobody approved lapses after so long, s.")
-    miss_price: Positive = Field(7.0, description="lambda: a 1 % miss is worth so many % of capacity.")
-    reserve: NonNegative = Field(1.0, description="Replicas kept beyond the plan.")
+    freshness_s: PositiveSpan = Field(30.0, description="Evidence older than this holds every action, s.")
+    approval_expiry_s: PositiveSpan = Field(
+        300.0, description="A proposal that nobody approved lapses after so long, s."
+    )
+    miss_price: float = Field(7.0, gt=0, le=1_000_000, description="lambda: a 1 % miss is worth so many % of capacity.")
+    reserve: float = Field(1.0, ge=0, le=100_000, description="Replicas kept beyond the plan.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher goes first when GPUs or money are short.")
     executor: Name = Field("simulator", description="Executor that carries out its decisions.")
 
@@ -71,7 +82,7 @@ class PoolSpec(Record):
 class PriceSpec(Record):
     """Price of a GPU type. Name: the GPU type."""
 
-    usd_per_gpu_hour: NonNegative = Field(description="USD per GPU and hour.")
+    usd_per_gpu_hour: Usd = Field(description="USD per GPU and hour.")
     source: str = Field("", max_length=500, description="Where the figure comes from.")
 
 
@@ -115,6 +126,7 @@ class LimitsSpec(Record):
     nodes_max: int = Field(10_000, ge=1, description="Nodes per partition.")
     gpus_per_node_max: int = Field(64, ge=1, description="GPUs per node.")
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
+    config_objects_max: int = Field(20_000, ge=1, description="Objects of configuration, deleted ones too.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")
     tenants_max: int = Field(10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`.")
     node_samples_max: int = Field(

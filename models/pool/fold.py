@@ -58,8 +58,8 @@ class PoolFold(BaseFold):
     level: ClassVar[str] = "pool"
     BOUNDS: ClassVar[tuple[tuple[str, str, str], ...]] = (
         ("pools", "pools_max", "pools_overflow_total"),
-        ("specs", "pools_max", "specs_overflow_total"),
-        ("prices", "pools_max", "specs_overflow_total"),
+        ("specs", "config_objects_max", "dead_overflow_total"),
+        ("prices", "config_objects_max", "dead_overflow_total"),
     )
     """Container, its setting and its overflow metric. Within a pool: windows.KEEP_MAX and TENANT_ROWS_MAX
     (windows_dropped_total, windows_too_old_total), findings.OPEN_MAX (findings_overflow_total), and rings of which the
@@ -85,19 +85,18 @@ class PoolFold(BaseFold):
         """See BaseFold."""
         if item.object_kind == "pool":
             self.specs.pop(item.name, None)
-            if isinstance(spec, PoolSpec) and self._room(self.specs):
+            if isinstance(spec, PoolSpec):
                 self.specs[item.name] = (item.revision, spec)
-            if item.name in self.pools:
-                self.pools[item.name].watch.thaw()
+            pool = self.pools.get(item.name)
+            if pool is not None:
+                pool.watch.thaw()
+                pool.billable += pool.windows.unbilled(pool.billable)
         elif item.object_kind == "price":
             self.prices.pop(item.name, None)
-            if isinstance(spec, PriceSpec) and self._room(self.prices):
+            if isinstance(spec, PriceSpec):
                 self.prices[item.name] = spec.usd_per_gpu_hour
-
-    def _room(self, known: dict[str, Any]) -> bool:
-        full = len(known) >= self.limits.pools_max
-        self.count("specs_overflow_total", int(full))
-        return not full
+                for pool in self.pools.values():
+                    pool.billable += pool.windows.unbilled(pool.billable)
 
     def _context(self, pool: Pool) -> Context:
         revision, spec = self.specs.get(pool.name, (0, None))
@@ -278,7 +277,10 @@ class PoolFold(BaseFold):
         for row in rows:
             if row.tenant is None and row.usd_total is not None:
                 row = row.model_copy(update={f"usd_{name}_to_date": usd for name, usd in totals.items()})
-            name = f"{pool.name}/{'*' if row.tenant is None else row.tenant}/{start_s}"
+            tenant = "*" if row.tenant is None else row.tenant
+            if row.tenant is not None and not row.tenant.strip("*"):
+                tenant += "*"  # a tenant of that name is not the pool
+            name = f"{pool.name}/{tenant}/{start_s}"
             self.emit_record(COST_WINDOWS, name, f"cost/{name}@{self.offset}", row)
 
     # -- what is said ----------------------------------------------------------------------------------------
@@ -310,7 +312,9 @@ class PoolFold(BaseFold):
         pool.status_due = False
         windows, spec, rows = pool.windows, context.spec, context.rows(pool)
         newest = evidence.evidence_s(windows, rows.values())
-        totals = pool.totals.to_date(context.now_s)
+        totals: dict[str, float | None] = {**pool.totals.to_date(context.now_s)}
+        if pool.unpriced:
+            totals = dict.fromkeys(totals)  # what has no price is not free: a budget must not take it for nothing
         rate = pool.rate_rps(newest) if newest is not None else None
         fields: dict[str, Any] = {
             **status.allocation(rows, self.prices, spec),
@@ -354,11 +358,9 @@ class PoolFold(BaseFold):
     def restore(self, state: dict[str, Any], version: int) -> None:
         """See BaseFold."""
         self.pools, self.specs, self.prices = {}, {}, {}
-        counters = dict(self.counters)  # what follows was counted when it came
         for plain in self.config.values():
             item = ConfigObject.model_validate(plain)
             self.on_config(item, None if item.deleted else item.typed())
-        self.counters = counters
         self.pools = {plain["name"]: Pool.of(plain) for plain in state["pools"]}
 
     def metrics(self) -> dict[str, float]:

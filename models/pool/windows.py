@@ -259,6 +259,15 @@ class Windows:
                 total += window.requests[source][1][ARRIVALS]
         return total
 
+    def unbilled(self, known: list[int]) -> list[int]:
+        """Starts of windows without a bill although replicas were heard of, and not in `known`: to be billed anew."""
+        found = []
+        for start, window in self.by_start.items():
+            if window.usd is None and window.engines and start not in known:
+                window.dirty = True
+                found.append(start)
+        return found
+
     # -- bounds ----------------------------------------------------------------------------------------------
 
     def drop(self, now_s: float, grace_s: float) -> int:

@@ -40,7 +40,7 @@ class RequestsFold(BaseFold):
     BOUNDS: ClassVar[tuple[tuple[str, str, str], ...]] = (
         ("windows", "grace_requests_s", "late_rows_total"),
         ("ids.generations", "request_ids_max", "overflow_request_ids_total"),
-        ("targets", "pools_max", "overflow_pools_total"),
+        ("targets", "config_objects_max", "dead_overflow_total"),
     )
     """(container, setting that bounds it, metric that counts what the bound kept out). Each window holds at most
     pools_max pools of tenants_max (tenant, class) pairs (overflow_tenants_total)."""
@@ -50,6 +50,8 @@ class RequestsFold(BaseFold):
         self.handlers = {REQUEST_ROWS.type: self._rows}
         self.windows: dict[int, RequestWindow] = {}
         """Start (Unix s) -> window."""
+        self.floor_s = 0
+        """Windows that start before this (Unix s) are forgotten: what falls in one is late, also by a longer grace."""
         self.ids = SeenIds()
         self.targets: dict[str, tuple[float, float]] = {}
         """Pool -> (TTFT, TPOT) targets in s."""
@@ -58,22 +60,21 @@ class RequestsFold(BaseFold):
         """Takes the targets of pools."""
         if item.object_kind != "pool":
             return
-        if not isinstance(spec, PoolSpec):
-            self.targets.pop(item.name, None)
-        elif item.name in self.targets or len(self.targets) < self.limits.pools_max:
+        if isinstance(spec, PoolSpec):
             self.targets[item.name] = (spec.slo_ttft_s, spec.slo_tpot_s)
         else:
-            self.count("overflow_pools_total")
+            self.targets.pop(item.name, None)
 
     # -- rows ------------------------------------------------------------------------------------------------
 
     def _rows(self, record: LogRecord, batch: Batch) -> None:
         batch = self.check_times(record, batch, RETENTION_S)
         now_s = self.log_ms / 1000
-        late = batch.numbers["at_s"] < now_s - self.limits.grace_requests_s
+        oldest_s = max(now_s - self.limits.grace_requests_s, float(self.floor_s))
+        late = batch.numbers["at_s"] < oldest_s
         if late.any():
             batch = self._late(record, batch, late)
-            late = batch.numbers["at_s"] < now_s - self.limits.grace_requests_s
+            late = batch.numbers["at_s"] < oldest_s
         if not batch.rows:
             return
         fresh = self._fresh(record, batch)
@@ -175,7 +176,7 @@ class RequestsFold(BaseFold):
             window = self.windows[start]
             if start > now_s:
                 break  # rows from a clock ahead of ours: their window has not begun
-            is_closed = closed(start, now_s, self.limits.lateness_s)
+            is_closed = window.closed or closed(start, now_s, self.limits.lateness_s)
             pools = window.pools if is_closed and not window.closed else window.dirty
             for pool in pools:
                 data = window.columns(pool, is_closed)
@@ -184,13 +185,15 @@ class RequestsFold(BaseFold):
             window.dirty = {}
             if final(start, now_s, self.limits.grace_requests_s):
                 del self.windows[start]
-        self.ids.prune(second, self._span_s(), self.limits.grace_requests_s)
+                self.floor_s = max(self.floor_s, start + WINDOW_S)
+        self.ids.prune(second, self.limits.grace_requests_s)
 
     # -- state -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """See BaseFold."""
         return {
+            "floor_s": self.floor_s,
             "windows": {start: window.state() for start, window in self.windows.items()},
             "ids": self.ids.state(),
             "targets": self.targets,
@@ -199,6 +202,7 @@ class RequestsFold(BaseFold):
     def restore(self, state: dict[str, Any], version: int) -> None:
         """See BaseFold."""
         self.windows = {start: RequestWindow.of(window) for start, window in state["windows"].items()}
+        self.floor_s = state["floor_s"]
         self.ids.restore(state["ids"])
         self.targets = {pool: (ttft, tpot) for pool, (ttft, tpot) in state["targets"].items()}
 

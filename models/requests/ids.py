@@ -125,7 +125,8 @@ class SeenIds:
 
     def __init__(self) -> None:
         self.generations: list[tuple[int, IdTable]] = []
-        """(number, table), oldest first; the number is second // span."""
+        """(end, table), oldest first; ids seen before its end (Unix s) are in it. Absolute, so that another span, or
+        grace, neither forgets what must be known nor keeps what need not."""
 
     def __len__(self) -> int:
         return sum(table.size for _, table in self.generations)
@@ -143,10 +144,10 @@ class SeenIds:
         fresh = ~known[inverse] & (first[inverse] == np.arange(len(names)))
         new = np.flatnonzero(fresh)
         forgotten = self._room(len(new), ids_max)
-        number = second // span_s
         if len(self) + len(new) <= ids_max:
-            if not self.generations or self.generations[-1][0] < number:
-                self.generations.append((number, IdTable(np.zeros(0, np.uint64), np.zeros(0, np.uint32))))
+            if not self.generations or self.generations[-1][0] <= second:
+                end = (second // span_s + 1) * span_s
+                self.generations.append((end, IdTable(np.zeros(0, np.uint64), np.zeros(0, np.uint32))))
             self.generations[-1][1].add(names[new], contents[new])
         else:
             forgotten += len(new)
@@ -159,14 +160,14 @@ class SeenIds:
             del self.generations[0]
         return before - len(self)
 
-    def prune(self, second: int, span_s: int, keep_s: float) -> None:
+    def prune(self, second: int, keep_s: float) -> None:
         """Forgets the generations that ended longer than `keep_s` ago."""
-        self.generations = [(n, t) for n, t in self.generations if (n + 1) * span_s > second - keep_s]
+        self.generations = [(end, table) for end, table in self.generations if end > second - keep_s]
 
     def state(self) -> list[Any]:
         """Plain values for a dump."""
-        return [[n, t.names[: t.size], t.contents[: t.size]] for n, t in self.generations]
+        return [[end, t.names[: t.size], t.contents[: t.size]] for end, t in self.generations]
 
     def restore(self, state: list[Any]) -> None:
         """Replaces everything by what `state` gave."""
-        self.generations = [(number, IdTable(names, contents)) for number, names, contents in state]
+        self.generations = [(end, IdTable(names, contents)) for end, names, contents in state]

@@ -149,6 +149,21 @@ def test_second_comes_before_the_record_that_causes_it() -> None:
     assert fold.offset == 1
 
 
+def test_objects_beyond_the_bound_are_refused() -> None:
+    """Beyond config_objects_max a new object is dead-lettered and a known one still changes, the limits always."""
+
+    def tenant(at_s: float, name: str, revision: int = 1) -> LogRecord:
+        item = ConfigObject(object_kind="tenant", name=name, revision=revision, spec={"tier": "a"})
+        return LogRecord(0, round(at_s * 1000), CONFIG, item.key, item.encode())
+
+    fold = Counting()
+    records = (config(1, 1, config_objects_max=2), tenant(2, "a"), tenant(3, "b"), tenant(4, "a", 2))
+    out = run(fold, log(*records, config(5, 2, config_objects_max=3), tenant(6, "b")))
+    assert [json.loads(r.value)["reason"] for r in out if r.topic == "dead.letters"] == ["overflow"]
+    assert list(fold.config) == ["limits/limits", "tenant/a", "tenant/b"]
+    assert fold.config["tenant/a"]["revision"] == 2
+
+
 def test_greatest_revision_counts_and_a_deletion_restores_defaults() -> None:
     """An older or equal revision changes nothing; a deleted limits object brings the defaults back."""
     fold = Counting()

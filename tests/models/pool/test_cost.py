@@ -121,6 +121,32 @@ def test_unknown_price_and_unknown_allocation_are_null_not_zero() -> None:
         assert got[f"chat/acme/{T0}"]["requests"] == 3
 
 
+def test_a_price_that_comes_late_bills_what_is_still_known() -> None:
+    """Windows without a price are billed when it comes; until then nobody knows what was spent, so no budget takes it
+    for nothing."""
+    fold = pool_fold()
+    policy, _, *rest = world([2.0] * 6)
+    out = fold.apply([policy, *rest])
+    spent = [json.loads(r.value)["usd_day_to_date"] for r in out if r.type == "fleetloop.pool.status.v1"]
+    assert spent[-1] is None
+    records = [config(T0 + 70, "price", "H100", {"usd_per_gpu_hour": PRICE}), *(tick(T0 + s) for s in range(71, 90))]
+    out = fold.apply([r._replace(offset=10_000 + i) for i, r in enumerate(records)])
+    rows = newest(out)
+    assert [rows[f"chat/*/{T0 + 10 * i}"]["usd_total"] for i in range(5)] == [pytest.approx(0.16)] * 5
+    spent = [json.loads(r.value)["usd_day_to_date"] for r in out if r.type == "fleetloop.pool.status.v1"]
+    assert spent[-1] == pytest.approx(sum(row["usd_total"] for key, row in rows.items() if "/*/" in key))
+
+
+def test_a_tenant_named_like_the_pool_row_is_not_the_pool() -> None:
+    """Whatever tenants are called, every row has a key of its own."""
+    requests = [{"tenant": name, "ends": 1, "output_tokens": 1.0} for name in ("*", "**", "a/b")]
+    got = billed(
+        [*head(), request_window(T0 + 12, T0, 1, requests), engine_window(T0 + 12, T0, 1, [{"replica": "a"}])], T0 + 20
+    )
+    assert {row["tenant"] for row in got.values()} == {None, "*", "**", "a/b"}
+    assert got[f"chat/*/{T0}"]["tenant"] is None
+
+
 def test_a_new_price_does_not_rewrite_the_past() -> None:
     """A window keeps the price of its first billing when it is revised."""
     records = [

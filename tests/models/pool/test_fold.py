@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from schemas.config import PoolSpec
 from schemas.decisions import Expected, Outcome, ScaleAction
 from schemas.log import LogRecord
 from tests.models.law import check_bounds, check_law, tick
@@ -23,6 +24,7 @@ from tests.models.pool.signals import (
     request_window,
     world,
 )
+from tests.models.pool.test_verify import World
 
 _COUNTS = st.integers(0, 40)
 
@@ -130,6 +132,48 @@ def test_too_many_pools() -> None:
     assert [letter["reason"] for letter in letters] == ["overflow"]
     assert fold.metrics()["pools_overflow_total"] == 1
     assert list(fold.pools) == ["chat"]
+
+
+def test_a_reload_knows_the_same_configuration() -> None:
+    """Policies and prices follow from the objects alone: bounds that were lowered, objects deleted or said again."""
+    fold, price = pool_fold(), {"usd_per_gpu_hour": 1.0}
+    records = [
+        config(T0, "price", "A", price),
+        config(T0, "price", "B", price),
+        pool_config(T0, "chat"),
+        pool_config(T0, "code"),
+        config(T0, "limits", "limits", {"pools_max": 1}),
+        config(T0, "price", "C", price),
+        config(T0, "price", "B", price, revision=2),
+        pool_config(T0, "code", revision=2),
+    ]
+    fold.apply([record._replace(offset=i) for i, record in enumerate(records)])
+    again = pool_fold()
+    again.load(fold.dump())
+    assert (again.prices, again.specs) == (fold.prices, fold.specs)
+    assert sorted(fold.prices) == ["A", "B", "C"]
+
+
+def _extremes() -> st.SearchStrategy[dict[str, Any]]:
+    """Policies of which every number is at one of its bounds, as the schema says."""
+    fields = {}
+    for name, schema in PoolSpec.model_json_schema()["properties"].items():
+        numbers = [one for one in schema.get("anyOf", [schema]) if one.get("type") in ("number", "integer")]
+        if numbers and name not in ("gpus_per_replica", "slo_target"):
+            low = numbers[0].get("minimum", 1e-300)
+            fields[name] = st.sampled_from([low, numbers[0].get("maximum", 10**6 if isinstance(low, int) else 1e300)])
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+@given(spec=_extremes(), usd_per_gpu_hour=st.sampled_from([0.0, 1e6]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_policy_that_is_accepted_breaks_the_fold(spec: dict[str, Any], usd_per_gpu_hour: float) -> None:
+    """Whatever bounds a policy goes to, in proposals, bills and forecasts all numbers stay numbers."""
+    world = World(5, **spec)
+    world.apply([config(T0, "price", "H100", {"usd_per_gpu_hour": usd_per_gpu_hour}, revision=2)])
+    world.run(3.0, 3)
+    world.run(500.0, 3)
+    world.run(1.0, 3)
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,47 @@ def test_ids_beyond_the_bound_are_not_remembered() -> None:
     assert one.metrics()["request_ids"] == 1
 
 
+def test_a_longer_grace_does_not_replace_what_is_forgotten() -> None:
+    """The grace is raised after a window was final: a row of it is a correction, not a window of that row alone."""
+    one = fold()
+    out = run(
+        one,
+        log(
+            limits(grace_requests_s=30),
+            record(T0 + 1, [end("a", T0 + 1.0), end("b", T0 + 1.0)]),
+            tick(T0 + 12),
+            tick(T0 + 60),
+            limits(grace_requests_s=900)._replace(at_ms=(T0 + 61) * 1000, value=_limits_again(grace_requests_s=900)),
+            record(T0 + 62, [end("c", T0 + 2.0)]),
+            tick(T0 + 80),
+        ),
+    )
+    got = final(out, REQUEST_WINDOWS)
+    assert got[("chat", T0)][0]["ends"] == 2
+    assert got[("chat", T0 + 60)][0]["ends"] == 1
+
+
+def test_another_grace_keeps_what_is_known() -> None:
+    """Ids that were taken under one grace are known under another, until that has passed."""
+    one = fold()
+    row = end("a", T0 + 100.0)
+    run(
+        one,
+        log(
+            limits(grace_requests_s=900),
+            record(T0 + 101, [row]),
+            limits(grace_requests_s=90)._replace(at_ms=(T0 + 102) * 1000, value=_limits_again(grace_requests_s=90)),
+            tick(T0 + 103),
+            record(T0 + 104, [row]),
+        ),
+    )
+    assert one.counters["duplicate_rows_total"] == 1
+
+
+def _limits_again(**spec: Any) -> bytes:
+    return ConfigObject(object_kind="limits", name="limits", revision=2, spec=spec).encode()
+
+
 @pytest.mark.parametrize("name", ["pool", "replica"])
 def test_names_with_a_slash_are_refused(name: str) -> None:
     """A pool or replica that cannot be part of a key is refused as invalid, its row alone."""

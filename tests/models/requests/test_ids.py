@@ -93,7 +93,7 @@ def test_ids_are_bounded_and_forgotten() -> None:
     assert len(ids) == 60
     assert take(200, 60, 11) == 60
     assert len(ids) == 60
-    ids.prune(30, 10, 10.0)
+    ids.prune(30, 10.0)
     assert len(ids) == 0
 
 
