@@ -126,7 +126,7 @@ class LimitsSpec(Record):
     nodes_max: int = Field(10_000, ge=1, description="Nodes per partition.")
     gpus_per_node_max: int = Field(64, ge=1, description="GPUs per node.")
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
-    config_objects_max: int = Field(20_000, ge=1, description="Objects of configuration, deleted ones too.")
+    config_objects_max: int = Field(100_000, ge=1, description="Objects of configuration, deleted ones too.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")
     tenants_max: int = Field(10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`.")
     node_samples_max: int = Field(
