@@ -47,8 +47,9 @@ def demo(
     Without options it runs for ever at ten times life's speed: 4 pools on H100 and A100, 3 tenants, bursts, a slow
     replica. With --trace a recorded trace drives it and a summary follows at the end.
 
-    Exit 0 only if every request that was sent was windowed and billed, or is in dead.letters. Uses the Kafka of
-    FLEETLOOP_BOOTSTRAP_SERVERS where that is set, else starts its own.
+    Exit 0 only if every request that was sent was windowed and billed, or is in dead.letters; 130 where Ctrl-C came
+    before that. A demo without an end, which only Ctrl-C ends, exits 0. Uses the Kafka of FLEETLOOP_BOOTSTRAP_SERVERS
+    where that is set, else starts its own.
     """
     guarded(lambda: _demo(trace, scale, speed, duration, as_json, keep))
 
@@ -69,7 +70,6 @@ def _demo(trace: Path | None, scale: float, speed: float, duration: float | None
             return asyncio.run(_run(plan, cleanup, as_json))
         finally:
             with uninterruptible():
-                err.print("ending everything")
                 cleanup.close()
 
 
@@ -107,6 +107,7 @@ async def _start(plan: Plan, cleanup: ExitStack, stop: asyncio.Event) -> bool:
     await configure(plan)
     err.print("starting workers, views and executor")
     cleanup.callback(plan.stack.stop)
+    cleanup.callback(err.print, "ending everything")
     plan.start_loop()
     await plan.loop_ready(stop)
     if stop.is_set():

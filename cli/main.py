@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+
 import typer
 
 from cli import actions, broker, demo, objects, processes, schemas, tools
@@ -32,8 +35,20 @@ tools.register(app)
 app.add_typer(schemas.app, name="schemas")
 
 
+def _unwrap_help(*apps: typer.Typer) -> None:
+    """Paragraphs of docstrings as one line each: typer would keep the source's line breaks within them."""
+    for one in apps:
+        for command in one.registered_commands:
+            paragraphs = inspect.cleandoc(command.help or command.callback.__doc__ or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(p.split()) for p in paragraphs)
+
+
+_unwrap_help(app, processes.exporters, processes.executors, schemas.app)
+
+
 def main() -> None:
     """Entry point."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without a line of our source
     app()
 
 

@@ -72,8 +72,8 @@ def headline(shown: Shown, wide: bool = True) -> Text:
     return Text.assemble(
         (clock(float(ledger.get("fleet_s") or 0.0)), "bold"),
         f" at {shown.speed:g}x   {requests['sent']:,} requests, {measured}{requests['billed']:,} billed   ",
-        (f"${money(ledger.get('cost_usd'))}", "bold"),
-        f"{' spent' if wide else ''}, ${money(ledger.get('cost_usd_static_peak'))} if sized for the peak",
+        (money(ledger.get("cost_usd")), "bold"),
+        f"{' spent' if wide else ''}, {money(ledger.get('cost_usd_static_peak'))} if sized for the peak",
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -109,7 +109,7 @@ def _pools(shown: Shown, width: int) -> Table:
             Text(percent(slo, 1), "" if slo is None or slo >= 0.99 else "red"),
             _number(s.get("ttft_s_p99"), "{:.2f} s"),
             _number(s.get("tpot_s_p99"), "{:.3f} s"),
-            money(s.get("usd_per_hour")),
+            _number(s.get("usd_per_hour"), "{:,.2f}"),
             *([s.get("policy", "")] if wide else []),
         )
     return table
@@ -164,7 +164,7 @@ def percent(value: float | None, digits: int = 0) -> str:
 
 def money(value: float | None) -> str:
     """Dollars and cents; unknown is `-`."""
-    return _number(value, "{:,.2f}")
+    return _number(value, "${:,.2f}")
 
 
 def _number(value: float | None, form: str) -> str:

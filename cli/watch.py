@@ -190,7 +190,7 @@ class Watch:
             err.print(f"{kind:<10} {_counts(states)}")
         cost, peak = money(summary["cost_usd"]), money(summary["cost_usd_static_peak"])
         err.print(f"SLO        {percent(summary['slo_attainment'], 2)} of requests within their targets")
-        err.print(f"cost       ${cost}, ${peak} if sized for the peak")
+        err.print(f"cost       {cost}, {peak} if sized for the peak")
         err.print(f"step to action: p50 {cell(steps['p50'])} s, p99 {cell(steps['p99'])} s of fleet time")
 
 
