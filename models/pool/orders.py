@@ -53,9 +53,10 @@ class Orders:
 
     def __init__(self) -> None:
         self.open: dict[str, dict[str, Any]] = {}
-        """kind -> {id, state, action, at_s, expires_s} of a decision that has not ended."""
-        self.asked: dict[str, dict[str, Any]] = {}
-        """kind -> {action, second} of the last proposal."""
+        """kind -> {id, state, asked, action, at_s, expires_s} of a decision that has not ended: the action as it was
+        asked for, and as constraints have left it."""
+        self.asked: dict[str, int] = {}
+        """kind -> second of the last proposal."""
         self.ended: dict[str, list[dict[str, Any]]] = {}
         """kind -> {action, cause, times, until_s} of what ended without effect: not asked again before `until_s`."""
         self.by: dict[str, str] = {}
@@ -84,8 +85,7 @@ class Orders:
 
     def may_ask(self, kind: str, action: Action, second: int) -> bool:
         """Whether this action may be proposed now."""
-        last = self.asked.get(kind)
-        if last is not None and second <= last["second"]:
+        if second <= self.asked.get(kind, 0):
             return False  # one proposal a kind and second: its id names the second
         ended = _entry(self.ended.get(kind, []), action.model_dump(mode="json"))
         if ended is not None and second < ended["until_s"]:
@@ -98,8 +98,8 @@ class Orders:
     def ask(self, id: str, kind: str, action: Action, at_s: float, second: int, expires_s: float) -> None:
         """Notes a proposal."""
         plain = action.model_dump(mode="json")
-        self.open[kind] = {"id": id, "state": "proposed", "action": plain, "at_s": at_s, "expires_s": expires_s}
-        self.asked[kind] = {"action": plain, "second": second}
+        self.open[kind] = _order(id, "proposed", plain, at_s, expires_s)
+        self.asked[kind] = second
 
     def forget_lost(self, now_s: float) -> list[str]:
         """Kinds whose proposal was never answered."""
@@ -129,29 +129,22 @@ class Orders:
             self._undone(kind, now_s)
         order = self.open.get(kind)
         if order is not None and order["id"] == outcome.decision_id:
-            asked = self.asked[kind]["action"]
             if state in ENDED:
                 del self.open[kind]
-                self._ended(kind, asked, outcome, now_s)
+                self._ended(kind, order["asked"], outcome, now_s)
             else:
                 order["state"], order["action"] = state, action.model_dump(mode="json")
                 if state in ("dispatched", "executed"):
                     self.ended[kind] = [entry for entry in self.ended.get(kind, []) if entry["cause"] in RETRY_S]
-                    if asked is not None and order["action"] != asked:
-                        self._wait(kind, asked, "clipped", 1, now_s + CLIPPED_RETRY_S)
+                    if order["action"] != order["asked"]:
+                        self._wait(kind, order["asked"], "clipped", 1, now_s + CLIPPED_RETRY_S)
         elif state not in ENDED and state != "executed":
             # somebody else's (a revert by a person): it takes the slot, so that we wait for it
-            self.open[kind] = {
-                "id": outcome.decision_id,
-                "state": state,
-                "action": action.model_dump(mode="json"),
-                "at_s": outcome.at_s,
-                "expires_s": now_s + 300.0,
-            }
-            self.asked.setdefault(kind, {"action": None, "second": 0})
+            plain = action.model_dump(mode="json")
+            self.open[kind] = _order(outcome.decision_id, state, plain, outcome.at_s, now_s + 300.0)
         return True
 
-    def _ended(self, kind: str, action: dict[str, Any] | None, outcome: Outcome, now_s: float) -> None:
+    def _ended(self, kind: str, action: dict[str, Any], outcome: Outcome, now_s: float) -> None:
         """Notes how long an action that ended without effect is not asked again."""
         if outcome.state in RETRY_S:
             self._wait(kind, action, outcome.state, 1, now_s + RETRY_S[outcome.state])
@@ -163,7 +156,7 @@ class Orders:
             wait_s = BLOCKED_RETRY_S[min(times, len(BLOCKED_RETRY_S)) - 1]
             self._wait(kind, action, cause, times, now_s + wait_s)
 
-    def _wait(self, kind: str, action: dict[str, Any] | None, cause: str, times: int, until_s: float) -> None:
+    def _wait(self, kind: str, action: dict[str, Any], cause: str, times: int, until_s: float) -> None:
         others = [entry for entry in self.ended.get(kind, []) if entry["action"] != action]
         entry = {"action": action, "cause": cause, "times": times, "until_s": until_s}
         self.ended[kind] = [*others, entry][-ENDED_MAX:]
@@ -209,5 +202,9 @@ def _differs(waiting: dict[str, Any], action: Action, target: int | None) -> boo
     return bool(waiting != action.model_dump(mode="json"))
 
 
-def _entry(ended: list[dict[str, Any]], action: dict[str, Any] | None) -> dict[str, Any] | None:
+def _order(id: str, state: str, action: dict[str, Any], at_s: float, expires_s: float) -> dict[str, Any]:
+    return {"id": id, "state": state, "asked": action, "action": action, "at_s": at_s, "expires_s": expires_s}
+
+
+def _entry(ended: list[dict[str, Any]], action: dict[str, Any]) -> dict[str, Any] | None:
     return next((entry for entry in ended if entry["action"] == action), None)

@@ -268,6 +268,18 @@ def test_what_was_not_carried_out_is_not_in_force(state: str) -> None:
     assert orders.target == 12
 
 
+def test_what_somebody_else_asked_for_is_not_held_against_our_own() -> None:
+    """A person's order that failed is what is not asked again for a while, not what we had asked for before."""
+    orders, now = Orders(), float(T0)
+    orders.target = 10
+    _end(orders, now, 12, "by the executor", "executed")
+    for version, state in ((1, "dispatched"), (2, "failed")):
+        orders.hear(Outcome.model_validate_json(outcome(now, version, state, 8, "somebody-else").value), now)
+    assert orders.target == 12
+    assert _waits_s(orders, now, 12) == 1
+    assert _waits_s(orders, now, 8) == 30
+
+
 def test_proposal_ids_name_what_is_asked() -> None:
     """The same question at the same second has the same id; any other has another."""
     one = proposal_id("local/chat", "scale", T0, 1, ScaleAction(replicas=3))
