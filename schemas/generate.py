@@ -124,9 +124,9 @@ def _cell(column: Column) -> dict[str, Any]:
     schema: dict[str, Any] = {}
     if column.type == "text":
         schema |= {"type": "string", "minLength": 1, "maxLength": TEXT_MAX}
-        schema["pattern"] = (
-            r"^[^\u0000-\u001f\u007f-\u009f/]*$" if column.plain else r"^[^\u0000-\u001f\u007f-\u009f]*$"
-        )
+        # without an anchor: `$` means another place in Python than in ECMAScript
+        forbidden = "[\\u0000-\\u001f\\u007f-\\u009f" + ("/]" if column.plain else "]")
+        schema["not"] = {"type": "string", "pattern": forbidden}
         if column.choices:
             schema = {"type": "string", "enum": list(column.choices)}
     elif column.type == "pairs":

@@ -178,7 +178,7 @@ def _cells(column: Column) -> st.SearchStrategy[Any]:
     return st.one_of(
         st.just(examples.cell(column, 0)),
         st.none(),
-        st.sampled_from([0, -1, 1, 0.5, 64, 1e11, 1e12, 2**40, True, "ok", "", "a/b", "x" * 201, [], {}]),
+        st.sampled_from([0, -1, 1, 0.5, 64, 1e11, 1e12, 2**40, True, "ok", "", "\n", "ok\n", "a/b", "x" * 201, [], {}]),
         st.floats(allow_nan=False, allow_infinity=False, width=32),
         st.integers(-(2**40), 2**40),
         text,
