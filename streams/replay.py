@@ -19,7 +19,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.config import Deployment
-from schemas.errors import SettingsError
+from schemas.errors import CheckpointMismatch, SettingsError
 from schemas.log import Fold, LogRecord, Result
 from schemas.topics import LEVEL_TOPIC, TOPICS
 from streams import checkpoints
@@ -108,7 +108,8 @@ async def replay(
     until: last offset folded; None: what the group has committed, or the end where it never did.
     scratch: file for the results, one JSON object a line with the value in base64.
 
-    Raises SettingsError for a checkpoint, partition or level that there is not.
+    Raises SettingsError for a checkpoint, partition or level that there is not, CheckpointMismatch for a checkpoint
+    that cannot be loaded.
     """
     if level not in LEVEL_TOPIC or partition >= deployment.partitions.get(LEVEL_TOPIC[level], 0):
         raise SettingsError(f"level {level!r}, partition {partition}: no such partition in this deployment")
@@ -179,7 +180,7 @@ class _Run:
         self.fold_errors: list[int] = []
         self.state = self._fresh()
         if start is not None:
-            self.state.load(start.dump)
+            self._load(start)
         begin = start.offset + 1 if start else 0
         async with LogReader(
             self.settings, self.topic, partitions=[self.partition], start={self.partition: begin}
@@ -190,6 +191,15 @@ class _Run:
                 self.records += len(records)
                 for result in self._apply_carefully(records) if careful else self._apply(records):
                     self._take(result, file)
+
+    def _load(self, start: checkpoints.Checkpoint) -> None:
+        try:
+            self.state.load(start.dump)
+        except Exception as error:  # a mismatch, or whatever a dump of another version of the code makes `load` raise
+            raise CheckpointMismatch(
+                f"from_checkpoint: {start.offset}: cannot be loaded ({error!r}): take one that this version has "
+                "written, or the beginning"
+            ) from error
 
     def _apply(self, records: list[LogRecord]) -> list[Result]:
         try:

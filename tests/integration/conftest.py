@@ -50,14 +50,14 @@ class Stage:
         await self._ends.aclose()
 
 
-def together(scenario: Scenario) -> Any:
-    """Makes a test of a scenario, which runs beside the others."""
+def together(scenario: Scenario, *, first: bool = False) -> Any:
+    """Makes a test of a scenario, which runs beside the others. `first`: a long one, begun before them."""
 
     async def run(scenarios: Callable[[Scenario], Awaitable[None]]) -> None:
         await scenarios(scenario)
 
     run.__name__, run.__doc__, run.__module__ = scenario.__name__, inspect.getdoc(scenario), scenario.__module__
-    run.scenario = scenario  # type: ignore[attr-defined]
+    run.scenario, run.first = scenario, first  # type: ignore[attr-defined]
     return pytest.mark.asyncio(loop_scope="session")(pytest.mark.broker(run))
 
 
@@ -77,7 +77,8 @@ async def scenarios(
                 await stage.close()
 
     items = [getattr(item, "function", None) for item in request.session.items]
-    chosen = list(dict.fromkeys(f.scenario for f in items if hasattr(f, "scenario")))
+    found = sorted((f for f in items if hasattr(f, "scenario")), key=lambda f: not f.first)
+    chosen = list(dict.fromkeys(f.scenario for f in found))
     tasks = {scenario: asyncio.create_task(play(scenario)) for scenario in chosen}
 
     async def outcome(scenario: Scenario) -> None:

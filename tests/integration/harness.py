@@ -44,7 +44,9 @@ async def eventually(what: str, ready: Callable[[], bool], within_s: float = 90.
 class Worker:
     """One process; its log lines are kept."""
 
-    def __init__(self, settings: Settings, folder: Path, name: str, *arguments: str) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, name: str, *arguments: str, module: str = "tests.integration.worker"
+    ) -> None:
         variables = {
             PREFIX + k.upper(): str(v)
             for k, v in settings.model_dump(exclude_defaults=True).items()
@@ -53,7 +55,7 @@ class Worker:
         self.path = folder / f"{name}-{random.randrange(1 << 32):08x}.log"
         with self.path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.worker", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
                 env={**os.environ, **variables, PREFIX + "LOG_FORMAT": "json"},
                 stdin=subprocess.DEVNULL,
@@ -107,7 +109,9 @@ class Scene:
         self._number = 0
 
     @classmethod
-    async def make(cls, broker: LocalBroker, prefix: str, folder: Path, **settings: Any) -> Scene:
+    async def make(
+        cls, broker: LocalBroker, prefix: str, folder: Path, *, speed: float = 1.0, **settings: Any
+    ) -> Scene:
         """With checkpoints each second and short sessions, so that faults take seconds."""
         options = {
             "bootstrap_servers": broker.bootstrap_servers,
@@ -118,12 +122,18 @@ class Scene:
             **settings,
         }
         made = load_settings(**options)
-        await ensure_deployment(made, local=True)
+        await ensure_deployment(made, local=True, speed=speed)
         return cls(made, folder)
 
     def start(self, name: str = "w", *arguments: str) -> Worker:
         """Starts a worker."""
         worker = Worker(self.settings, self.folder, name, *arguments)
+        self.workers.append(worker)
+        return worker
+
+    def level(self, level: str) -> Worker:
+        """Starts a level's own process, with its own fold."""
+        worker = Worker(self.settings, self.folder, level, level, module="agents")
         self.workers.append(worker)
         return worker
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from schemas.errors import SettingsError
+from schemas.errors import CheckpointMismatch, SettingsError
 from schemas.topics import COST_WINDOWS
 from streams.deployment import read_deployment
 from streams.producer import send_once
@@ -23,6 +23,14 @@ class OtherFold(CountFold):
 
     def _rows(self, rows: list[dict[str, object]]) -> None:
         super()._rows([{**row, "n": 1} for row in rows])
+
+
+class LaterFold(CountFold):
+    """Of a version that keeps more in its state."""
+
+    def load(self, data: bytes) -> None:
+        super().load(data)
+        raise KeyError("more")
 
 
 @together
@@ -69,6 +77,8 @@ async def test_replay(stage: Stage) -> None:
     other = await replay(s.settings, deployment, "node", OtherFold, 0, compare=True)
     assert not other.same
     assert other.different
+    with pytest.raises(CheckpointMismatch, match=r"KeyError.*this version has written"):
+        await replay(s.settings, deployment, "node", LaterFold, 3, from_checkpoint=kept[0].offset)
     with pytest.raises(SettingsError, match="kept are"):
         await replay(s.settings, deployment, "node", CountFold, 0, from_checkpoint=1 << 40)
     with pytest.raises(SettingsError, match="partition 4"):
