@@ -187,9 +187,6 @@ TOPICS: dict[str, Topic] = {t.name: t for t in _ALL}
 LEVEL_TOPIC: dict[str, str] = {t.level: t.name for t in _ALL if t.level}
 """Level -> the topic that is its log: node, requests, pool, fleet, config."""
 
-CHECKPOINT_LIMIT_BYTES = 8 * MIB
-"""A dump larger than one checkpoint record is cut into chunks; see streams.checkpoints."""
-
 
 def ce_type(kind: str) -> str:
     """`ce_type` of a record kind, version 1."""
