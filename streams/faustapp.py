@@ -77,6 +77,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         # a slowly read partition would wait for as long as the others are silent.
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = transport.fetch_max_wait_ms
+        consumer._fetch_min_bytes = transport.fetch_min_bytes
         return consumer
 
 
@@ -96,7 +97,13 @@ class _Consumer(driver.Consumer):
 class _Transport(driver.Transport):
     Consumer = _Consumer
     fetch_max_wait_ms = 50
+    fetch_min_bytes = 1
     places: Mapping[TP, int] | None = None
+
+
+def fetch_at_leisure(app: faust.App, wait_ms: int, min_bytes: int) -> None:
+    """Lets the broker gather records for so long, or until there are so many bytes: fewer and larger batches."""
+    app.transport.fetch_max_wait_ms, app.transport.fetch_min_bytes = wait_ms, min_bytes
 
 
 def begin_at(app: faust.App, places: Mapping[TP, int]) -> None:

@@ -26,7 +26,7 @@ from schemas.config import Deployment
 from schemas.errors import SettingsError, UnavailableError
 from streams.commands import make_command, send_command
 from streams.deployment import fleet_now_ms, read_deployment
-from streams.faustapp import begin_at, build_app, highwater
+from streams.faustapp import begin_at, build_app, fetch_at_leisure, highwater
 from streams.logs import setup_logs
 from streams.reader import log_record
 from streams.settings import Settings
@@ -47,6 +47,8 @@ CATCH_UP_LAG_MAX = 2_000
 SLICE_S = 0.02
 SEND_WITHIN_S = 10.0
 BEAT_S = 0.5
+FETCH_WAIT_MS, FETCH_BYTES_MIN = 500, 256 * 1024
+"""People look no oftener; and of the early looks at a window that come together only the last is decoded."""
 
 
 class ViewsApp:
@@ -77,6 +79,7 @@ class ViewsApp:
             web_tables_enabled=True,
             stream_recovery_delay=0.0,
         )
+        fetch_at_leisure(self.app, FETCH_WAIT_MS, FETCH_BYTES_MIN)
         tables = {name: self.app.Table(name, help=text) for name, text in TABLES.items()}
         self.rows = Rows(tables, rows_max=views.rows_max, decisions_max=views.decisions_max, history_s=views.history_s)
         self._names = names
