@@ -41,6 +41,8 @@ class Shown(NamedTuple):
     speed: float
     origin_s: float
     """Fleet time is shown from here on, Unix s."""
+    fleet_s: float
+    """Fleet time now, from there on."""
     requests: Mapping[str, int]
     ledger: Mapping[str, Any]
     pools: Mapping[str, dict[str, Any]]
@@ -53,7 +55,7 @@ class Shown(NamedTuple):
         """Fleet time since the newest closed window; a loop that keeps up is behind by a window and its lateness."""
         if self.newest_window_s is None:
             return 0.0
-        return float(self.ledger.get("fleet_s") or 0.0) - (self.newest_window_s - self.origin_s)
+        return self.fleet_s - (self.newest_window_s - self.origin_s)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield headline(self, wide=options.max_width >= WIDE)
@@ -69,11 +71,12 @@ def headline(shown: Shown, wide: bool = True) -> Text:
     """One line: time, requests, money."""
     requests, ledger = shown.requests, shown.ledger
     measured = f"{requests['windowed']:,} measured, " if wide else ""
+    peak = money(ledger.get("cost_usd_static_peak"))
     return Text.assemble(
-        (clock(float(ledger.get("fleet_s") or 0.0)), "bold"),
+        (clock(shown.fleet_s), "bold"),
         f" at {shown.speed:g}x   {requests['sent']:,} requests, {measured}{requests['billed']:,} billed   ",
         (money(ledger.get("cost_usd")), "bold"),
-        f"{' spent' if wide else ''}, {money(ledger.get('cost_usd_static_peak'))} if sized for the peak",
+        f" spent, {peak} if sized for the peak" if wide else f" (peak {peak})",
         no_wrap=True,
         overflow="ellipsis",
     )

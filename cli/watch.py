@@ -14,6 +14,7 @@ from cli.console import cell, err
 from cli.plan import Plan
 from cli.screen import Shown, action, clock, headline, money, percent
 from schemas.topics import DECISION_EVENTS, DECISIONS
+from streams.deployment import fleet_now_ms
 from streams.reader import LogReader, log_record
 from views.records import SOURCES
 from views.rows import Rows
@@ -161,9 +162,12 @@ class Watch:
     def _shown(self) -> Shown:
         plan = self.plan
         origin_s = plan.deployment.origin_ms / 1000
+        fleet_s = fleet_now_ms(plan.deployment) / 1000 - origin_s
         pools = self.rows.tables["pools"]
         newest_s = self.found["newest_window_s"]["request.windows"]
-        return Shown(plan.page, plan.speed, origin_s, self.requests(), self.ledger, pools, self.decisions, newest_s)
+        return Shown(
+            plan.page, plan.speed, origin_s, fleet_s, self.requests(), self.ledger, pools, self.decisions, newest_s
+        )
 
     def _lines(self, shown: Shown) -> None:
         for id, d in self.decisions.items():

@@ -48,8 +48,9 @@ def drawn(width: int, height: int, **changes: Any) -> list[str]:
         "http://127.0.0.1:6066/",
         10.0,
         1000.0,
+        36_000.0,
         {"sent": 1_234_567, "windowed": 1_234_567, "billed": 1_234_567},
-        {"fleet_s": 36_000.0, "cost_usd": 12_345.678, "cost_usd_static_peak": None},
+        {"cost_usd": 12_345.678, "cost_usd_static_peak": None},
         {name: pool(name) for name in ("chat-h100", "chat-a100", "code-h100", "assist")},
         {str(i): decision(1000.0 + i, state, REROUTE if i % 5 == 0 else SCALE) for i, state in enumerate(STATES)},
     )._replace(**changes)
