@@ -3,7 +3,8 @@
     python -m tests.bench.closed_loop TRACE.csv [--scale 16] [--until 4000]
 
 Prints one JSON object: SLO attainment, cost and cost at the static peak per pool, decisions by kind and state, seconds
-of log time from load step to dispatched scale-up, CPU per level and log second. About 6 min on an idle core for an hour at scale 16.
+of log time from load step to dispatched scale-up, CPU per level and log second. About 6 min on an idle core for an hour
+at scale 16.
 """
 
 from __future__ import annotations
