@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -194,15 +193,3 @@ async def ticks(period_s: float, stop: asyncio.Event) -> AsyncIterator[None]:
                 await stop.wait()
         except TimeoutError:
             continue
-
-
-@asynccontextmanager
-async def background(*tasks: Any) -> AsyncIterator[None]:
-    """Runs coroutines beside a block; they are cancelled at its end, and a failure of one ends the block."""
-    async with asyncio.TaskGroup() as group:
-        started = [group.create_task(task) for task in tasks]
-        try:
-            yield
-        finally:
-            for task in started:
-                task.cancel()
