@@ -131,6 +131,7 @@ def _row(
     head: dict[str, Any],
 ) -> CostWindow:
     tokens = usage[1] + usage[3]
+    counted = tokens >= 1  # less than one token is a rounding of somebody's, and no measure of a price
     return CostWindow(
         pool=pool,
         tenant=tenant,
@@ -141,7 +142,7 @@ def _row(
         usd_direct=direct,
         usd_idle=idle,
         usd_total=usd,
-        usd_per_million_tokens_direct=direct * 1e6 / tokens if direct is not None and tokens > 0 else None,
-        usd_per_million_tokens=usd * 1e6 / tokens if usd is not None and tokens > 0 else None,
+        usd_per_million_tokens_direct=direct * 1e6 / tokens if direct is not None and counted else None,
+        usd_per_million_tokens=usd * 1e6 / tokens if usd is not None and counted else None,
         **head,
     )

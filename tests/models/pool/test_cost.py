@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.pool.cost import Totals
@@ -72,6 +72,7 @@ def test_exact_figures() -> None:
     usage=st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=6),
     running=st.lists(st.none() | st.floats(0, 5), min_size=1, max_size=5),
 )
+@example(usage=[(0, 0.0, 2.2e-311)], running=[None])  # hardly a token: the price of a million would be infinite
 def test_parts_add_up(usage: list[tuple[int, float, float]], running: list[float | None]) -> None:
     """Direct of all tenants + idle = the bill, whatever the load."""
     requests = [
