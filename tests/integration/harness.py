@@ -82,6 +82,16 @@ class Worker:
 
         await eventually(f"{event!r} x {times} in {self.path.name}", seen, within_s)
 
+    async def gave_way(self, restored: int, within_s: float = 90.0) -> None:
+        """Waits until, suspended past its session, it had a commit refused, or learned first of the rebalance that
+        it missed and restored once more than `restored`: which of the two comes first is a matter of milliseconds.
+        """
+
+        def seen() -> bool:
+            return bool(self.lines("commit refused")) or len(self.lines("restored")) > restored
+
+        await eventually(f"{self.path.name} gave way", seen, within_s)
+
     def signal(self, number: int) -> None:
         """Sends it a signal."""
         self.process.send_signal(number)
