@@ -82,16 +82,6 @@ class Worker:
 
         await eventually(f"{event!r} x {times} in {self.path.name}", seen, within_s)
 
-    async def gave_way(self, restored: int, within_s: float = 90.0) -> None:
-        """Waits until, suspended past its session, it had a commit refused, or learned first of the rebalance that
-        it missed and restored once more than `restored`: which of the two comes first is a matter of milliseconds.
-        """
-
-        def seen() -> bool:
-            return bool(self.lines("commit refused")) or len(self.lines("restored")) > restored
-
-        await eventually(f"{self.path.name} gave way", seen, within_s)
-
     def signal(self, number: int) -> None:
         """Sends it a signal."""
         self.process.send_signal(number)
@@ -276,3 +266,21 @@ class Scene:
     async def dead_letters(self) -> list[dict[str, Any]]:
         """All dead letters."""
         return [json.loads(r.value) async for r in read_to_end(self.settings, DEAD_LETTERS)]
+
+
+async def suspend_past_session(zombie: Worker, heir: Worker, rounds: int = 3) -> None:
+    """Suspends a worker until its heir has its partitions, and continues it; its commit must be refused.
+
+    Who comes back may learn of the rebalance before it has anything to commit: then it is suspended again.
+    """
+    for _ in range(rounds):
+        restored, before = len(heir.lines("restored")), len(zombie.lines("restored"))
+        zombie.signal(signal.SIGSTOP)
+        await heir.saw("restored", restored + 1)
+        await asyncio.sleep(1)
+        zombie.signal(signal.SIGCONT)
+        await zombie.saw("restored", before + 1)
+        await heir.saw("restored", restored + 2)
+        if zombie.lines("commit refused"):
+            return
+    raise AssertionError(f"{zombie.path.name}: no commit was refused in {rounds} rounds")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 
 from aiokafka import TopicPartition
 from aiokafka.admin import RecordsToDelete
@@ -13,7 +12,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from schemas.topics import COST_WINDOWS, NODE_SAMPLES
 from streams.clients import admin_client
 from tests.integration.conftest import Stage, together
-from tests.integration.harness import KEYS
+from tests.integration.harness import KEYS, suspend_past_session
 
 LONG = os.environ.get("FLEETLOOP_LONG_TESTS") == "1"
 
@@ -67,7 +66,7 @@ async def test_join_kill_restart_leave(stage: Stage) -> None:
 
 @together
 async def test_zombie(stage: Stage) -> None:
-    """A worker suspended for longer than its session comes back: what it did counts for nothing."""
+    """A worker suspended for longer than its session comes back: the group refuses its commits."""
     s = await stage.scene()
     s.load()
     zombie = s.start("zombie")
@@ -75,14 +74,7 @@ async def test_zombie(stage: Stage) -> None:
     heir = s.start("heir")
     await heir.saw("restored")
     await asyncio.sleep(1)
-    zombie.signal(signal.SIGSTOP)
-    restored = len(heir.lines("restored"))
-    await heir.saw("restored", restored + 1)
-    await asyncio.sleep(1)
-    before = len(zombie.lines("restored"))
-    zombie.signal(signal.SIGCONT)
-    await zombie.gave_way(before)
-    await heir.saw("restored", restored + 2)
+    await suspend_past_session(zombie, heir)
     await s.stop_load()
     await s.judge()
 

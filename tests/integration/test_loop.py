@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -37,7 +36,7 @@ from streams.replay import kept_checkpoints, replay
 from streams.settings import PREFIX
 from tests.integration import truth
 from tests.integration.conftest import Stage, together
-from tests.integration.harness import ROOT, Scene, Worker, eventually
+from tests.integration.harness import ROOT, Scene, Worker, eventually, suspend_past_session
 
 SPEED = 10.0
 LOAD_S = 420.0
@@ -209,14 +208,7 @@ async def _faults(scene: Scene, broker: LocalBroker, crew: Crew) -> None:
     await crew.kill("pool", "fleet")
     await asyncio.sleep(1)
     zombie, heir = crew.workers["node/2"], crew.workers["node"]
-    restored = len(heir.lines("restored"))
-    zombie.signal(signal.SIGSTOP)
-    await heir.saw("restored", restored + 1)
-    await asyncio.sleep(1)
-    before = len(zombie.lines("restored"))
-    zombie.signal(signal.SIGCONT)
-    await zombie.gave_way(before)
-    await heir.saw("restored", restored + 2)
+    await suspend_past_session(zombie, heir)
     broker.kill()
     await asyncio.sleep(1)
     await asyncio.to_thread(broker.restart)
