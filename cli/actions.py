@@ -18,7 +18,9 @@ declare_variable(KEY_ID, "Signer object with its public half, for the command li
 
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why; kept in the audit.")]
 Key = Annotated[Path, typer.Option(envvar=KEY_FILE, help="Your Ed25519 key (see `fleetloop keygen`).")]
-KeyId = Annotated[
+KeyPool = Annotated[str | None, typer.Argument(help="Pool; leave out with --all.")]
+Everything = Annotated[bool, typer.Option("--all", help="The whole fleet.")]
+Id = Annotated[
     str,
     typer.Option(envvar=KEY_ID, help="Name of the signer object with its public half."),
 ]
@@ -62,8 +64,8 @@ def revert(id: Id, key: Key, key_id: KeyId = DEFAULT_KEY_ID, comment: Comment = 
 
 def pause(
     key: Key,
-    pool: Annotated[str | None, typer.Argument(help="Pool; leave out with --all.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="The whole fleet.")] = False,
+    pool: Pool = None,
+    everything: Everything = False,
     key_id: KeyId = DEFAULT_KEY_ID,
     comment: Comment = "",
     as_json: AsJson = False,
@@ -74,8 +76,8 @@ def pause(
 
 def resume(
     key: Key,
-    pool: Annotated[str | None, typer.Argument(help="Pool; leave out with --all.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="The whole fleet.")] = False,
+    pool: Pool = None,
+    everything: Everything = False,
     key_id: KeyId = DEFAULT_KEY_ID,
     comment: Comment = "",
     as_json: AsJson = False,
