@@ -18,13 +18,13 @@ declare_variable(KEY_ID, "Signer object with its public half, for the command li
 
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why; kept in the audit.")]
 Key = Annotated[Path, typer.Option(envvar=KEY_FILE, help="Your Ed25519 key (see `fleetloop keygen`).")]
-KeyPool = Annotated[str | None, typer.Argument(help="Pool; leave out with --all.")]
-Everything = Annotated[bool, typer.Option("--all", help="The whole fleet.")]
-Id = Annotated[
+KeyId = Annotated[
     str,
     typer.Option(envvar=KEY_ID, help="Name of the signer object with its public half."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the command as JSON.")]
+Pool = Annotated[str | None, typer.Argument(help="Pool; leave out with --all.")]
+Everything = Annotated[bool, typer.Option("--all", help="The whole fleet.")]
 Id = Annotated[str, typer.Argument(help="Id of the decision (`fleetloop get decisions`).")]
 DEFAULT_KEY_ID = "cli"
 
