@@ -120,7 +120,23 @@ def integer_lists(array: Any) -> list[np.ndarray | None]:
     inside = array.values
     if inside.null_count:
         raise pa.ArrowInvalid("null inside a list")
-    flat = inside.cast(pa.uint32()).to_numpy()
+    return _split(array, inside.cast(pa.uint32()).to_numpy())
+
+
+def number_lists(array: Any) -> list[np.ndarray | None]:
+    """Per row its float64 values, None = null. Raises pa.ArrowInvalid for another type, or a null inside."""
+    if pa.types.is_null(array.type):
+        return [None] * len(array)
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise pa.ArrowInvalid("not a list")
+    if not _is_number(array.type.value_type):
+        raise pa.ArrowInvalid("not numbers")
+    if array.values.null_count:
+        raise pa.ArrowInvalid("null inside a list")
+    return _split(array, array.values.cast(pa.float64()).to_numpy())
+
+
+def _split(array: Any, flat: np.ndarray) -> list[np.ndarray | None]:
     ends = array.offsets.to_numpy()
     valid = array.is_valid().to_pylist()
     return [flat[a:b] if ok else None for a, b, ok in zip(ends[:-1].tolist(), ends[1:].tolist(), valid, strict=True)]

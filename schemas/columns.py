@@ -26,6 +26,8 @@ from schemas.topics import ce_type
 __all__ = ["COLUMNAR", "ROWS_MAX", "TEXT_MAX", "Batch", "Column", "Columns", "RowRefusal"]
 
 TEXT_MAX = 200
+BINS_MAX = 2 * 256 + 1
+"""Numbers in one cell of bins."""
 _META_NAME = (re.compile(r"[^/]{1,200}"), "a name of 1 to 200 printable characters, no slash")
 _META_TEXT = (re.compile(r".{1,200}"), "1 to 200 printable characters")
 _META_WHOLE = (re.compile(r"[0-9]{1,15}"), "a whole number")
@@ -63,7 +65,8 @@ class Batch:
     """int32 by text column: index into `values[column]`; -1 = unknown."""
     values: dict[str, list[str]]
     pairs: dict[str, list[np.ndarray | None]]
-    """Per row the flat uint32 (bucket, count, ...) array of a histogram, or None = unknown."""
+    """Per row a histogram, or None = unknown: for `pairs` the flat uint32 (bucket, count, ...), for `bins` the flat
+    float64 (upper bound, cumulative count, ..., count of all)."""
     meta: dict[str, str]
     refused: list[RowRefusal] = field(default_factory=list)
     index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -203,6 +206,13 @@ class Columns:
                 lists = batch.pairs[column.name] = source.lists(column)
                 odd = np.array([v is not None and len(v) % 2 == 1 for v in lists], bool)
                 refuse(column, odd, "invalid", "send bucket, count, bucket, count, ...")
+            elif column.type == "bins":
+                lists = batch.pairs[column.name] = source.lists(column)
+                if column.required:
+                    absent = np.array([v is None for v in lists], bool)
+                    refuse(column, absent, "invalid", "this column is required")
+                odd = np.array([v is not None and not _is_cumulative(v) for v in lists], bool)
+                refuse(column, odd, "invalid", "send rising upper bounds with cumulative counts, then the count of all")
             elif column.name in measured:
                 _judge_numbers(column, batch.numbers[column.name], source.nulls(column), refuse)
         return batch.keep(good)
@@ -225,6 +235,14 @@ class Columns:
 
 COLUMNAR: dict[str, Columns] = {}
 """`ce_type` -> columnar kind."""
+
+
+def _is_cumulative(flat: np.ndarray) -> bool:
+    if len(flat) % 2 == 0 or len(flat) > BINS_MAX or not np.isfinite(flat).all():
+        return False
+    bounds, counts = flat[:-1:2], np.append(flat[1::2], flat[-1])
+    rising = bool((np.diff(bounds) > 0).all() and (np.diff(counts) >= 0).all())
+    return rising and bool(counts[0] >= 0)
 
 
 def _judge_numbers(column: Column, values: np.ndarray, nulls: np.ndarray, refuse: Refuse) -> None:

@@ -33,6 +33,13 @@ class Deployment(Record):
         return self.origin_ms + round(self.speed * (append_ms - self.origin_ms))
 
 
+class TierTargets(Record):
+    """Targets of one tier; null: as the pool's."""
+
+    slo_ttft_s: PositiveSpan | None = Field(None, description="Target time to first token, s.")
+    slo_tpot_s: PositiveSpan | None = Field(None, description="Target mean time per output token, s.")
+
+
 class PoolSpec(Record):
     """One pool: what it serves, with what, how well, and what Fleetloop may do about it."""
 
@@ -44,6 +51,12 @@ class PoolSpec(Record):
     slo_ttft_s: PositiveSpan = Field(2.0, description="Target time to first token, s.")
     slo_tpot_s: PositiveSpan = Field(0.15, description="Target mean time per output token, s.")
     slo_target: Ratio = Field(0.99, description="Share of requests that must meet both.")
+    tiers: dict[Name, TierTargets] = Field(
+        default_factory=dict, max_length=100, description="Tier -> targets that differ for tenants of that tier."
+    )
+    reporter: Literal["gateway", "engine"] = Field(
+        "gateway", description="Whose rows count where both report a request; the other's only add what is missing."
+    )
     capacity_rps: float = Field(
         ge=1e-6,
         le=1_000_000_000,
@@ -124,7 +137,11 @@ class LimitsSpec(Record):
     sample_gap_s: float = Field(3.0, gt=0, le=60, description="A sample speaks for at most this long, s.")
     inventory_stale_s: float = Field(90.0, gt=0, description="Without inventory for so long a node is unknown, s.")
     nodes_max: int = Field(10_000, ge=1, description="Nodes per partition.")
-    gpus_per_node_max: int = Field(64, ge=1, description="GPUs per node.")
+    gpus_per_node_max: int = Field(
+        1024, ge=1, le=1024, description="GPU indices per node, those of MIG instances included."
+    )
+    processes_per_node_max: int = Field(512, ge=1, description="Processes per node.")
+    neighbours_max: int = Field(8, ge=1, le=32, description="Neighbours of a replica that interference is looked for.")
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
     config_objects_max: int = Field(100_000, ge=1, description="Objects of configuration, deleted ones too.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")

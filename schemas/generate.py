@@ -16,7 +16,7 @@ import yaml
 from schemas import config, costs, deadletters, decisions, findings, forecasts, node, requests, signals
 from schemas.asyncapi import asyncapi
 from schemas.base import KINDS, MS_LIMIT_S, Record
-from schemas.columns import COLUMNAR, ROWS_MAX, TEXT_MAX, Column, Columns
+from schemas.columns import BINS_MAX, COLUMNAR, ROWS_MAX, TEXT_MAX, Column, Columns
 from schemas.config import SPECS
 from schemas.log import CONTENT_ARROW, CONTENT_JSON
 
@@ -131,6 +131,8 @@ def _cell(column: Column) -> dict[str, Any]:
             schema = {"type": "string", "enum": list(column.choices)}
     elif column.type == "pairs":
         schema |= {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}}
+    elif column.type == "bins":
+        schema |= {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": BINS_MAX}
     else:
         schema |= {"type": "integer" if column.type == "i64" else "number", "minimum": column.low}
         if column.high != math.inf:
@@ -179,7 +181,7 @@ def arrow_text(columns: Columns) -> str:
 def _bounds(column: Column) -> str:
     if column.type == "text":
         return f" One of: {', '.join(column.choices)}." if column.choices else ""
-    if column.type == "pairs":
+    if column.type in ("pairs", "bins"):
         return ""
     high = MS_LIMIT_S if column.is_time else column.high
     return f" {column.low:g} or more." if high == math.inf else f" {column.low:g} to {high:g}."

@@ -15,13 +15,20 @@ from schemas.errors import InvalidRecord
 
 ROWS_MAX = 100_000
 """Rows of one record."""
-TYPES = {"f64": pa.float64(), "i64": pa.int64(), "text": pa.utf8(), "pairs": pa.list_(pa.uint32())}
+TYPES = {
+    "f64": pa.float64(),
+    "i64": pa.int64(),
+    "text": pa.utf8(),
+    "pairs": pa.list_(pa.uint32()),
+    "bins": pa.list_(pa.float64()),
+}
 """Type of a column -> its Arrow type."""
 T = TypeVar("T")
 
 
 class Column(NamedTuple):
-    """One column. `type`: f64, i64, text, or pairs (a sparse histogram: bucket, count, bucket, count, ...)."""
+    """One column. `type`: f64, i64, text, or a histogram: pairs (sparse: bucket, count, bucket, count, ...) or bins
+    (cumulative: upper bound, count up to it, ..., and at the end the count of all)."""
 
     name: str
     type: str
@@ -105,7 +112,7 @@ class ArrowRows:
     def lists(self, column: Column) -> list[np.ndarray | None]:
         if column.name not in self.arrays:
             return [None] * self.rows
-        return self._read(column, arrow.integer_lists)
+        return self._read(column, arrow.integer_lists if column.type == "pairs" else arrow.number_lists)
 
     def wrong(self, column: Column) -> np.ndarray | None:
         return None
@@ -144,7 +151,8 @@ class JsonRows:
         return np.array(codes, np.int32), list(distinct)
 
     def lists(self, column: Column) -> list[np.ndarray | None]:
-        return [None if c is None else np.array(c, np.uint32) for c in self._kept(column)]
+        kind = np.uint32 if column.type == "pairs" else np.float64
+        return [None if c is None else np.array(c, kind) for c in self._kept(column)]
 
     def wrong(self, column: Column) -> np.ndarray | None:
         return ~self._fits[column.name]
@@ -180,6 +188,8 @@ def _fits(kind: str, cell: Any) -> bool:
         return True
     if kind == "pairs":
         return isinstance(cell, list) and all(type(c) is int and 0 <= c < 2**32 for c in cell)
+    if kind == "bins":
+        return isinstance(cell, list) and all(_fits("f64", c) for c in cell)
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return False
     # whole numbers sent as 12.0 are whole numbers; an int beyond 2^63 is no measurement (and no float, beyond 2^1023)

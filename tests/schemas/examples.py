@@ -73,6 +73,8 @@ def cell(column: Column, row: int) -> Any:
         return column.choices[row % len(column.choices)] if column.choices else f"{column.name}-{row % 3}"
     if column.type == "pairs":
         return [row, 1, row + 7, 2]
+    if column.type == "bins":
+        return [0.1, 1.0, 0.5 + row, 3.0, 4.0]
     if column.is_time:
         return AT_S + row
     value = min(column.high, max(column.low, 1.0 + row))

@@ -78,7 +78,8 @@ def _take(columns: Columns, value: bytes, content_type: str = CONTENT_ARROW) -> 
             assert len(texts) == batch.rows
             assert all(t is None or (0 < len(t) <= 200 and t.isprintable()) for t in texts)
         else:
-            assert all(p is None or (p.dtype == np.uint32 and len(p) % 2 == 0) for p in batch.pairs[name])
+            kind, odd = (np.uint32, 0) if column.type == "pairs" else (np.float64, 1)
+            assert all(p is None or (p.dtype == kind and len(p) % 2 == odd) for p in batch.pairs[name])
     for bad in batch.refused:
         _letter(InvalidRecord(bad.reason, bad.field, bad.value, bad.remedy), value)
     return batch

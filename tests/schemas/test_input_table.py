@@ -382,7 +382,7 @@ def test_letters_of_large_refusals_fit_their_topic() -> None:
 def test_a_batch_at_the_topics_limit_is_taken() -> None:
     """Records up to the size that the topic takes are decoded whole."""
     limit = TOPICS[NODE_SAMPLES].max_message_bytes
-    count = 4500
+    count = 3000
     value = examples.batch(GPU_SAMPLES, [{**r, "gpu": 1, "at_s": NOW_S} for r in examples.rows(GPU_SAMPLES, count)])
     assert limit * 0.7 < len(value) < limit
     fold = Taker()

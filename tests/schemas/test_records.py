@@ -99,7 +99,7 @@ def test_batches_survive_their_encoding(columns: Any, count: int) -> None:
         sent = [row[name] for row in rows]
         if column.type == "text":
             assert taken.text(name) == sent
-        elif column.type == "pairs":
+        elif column.type in ("pairs", "bins"):
             assert [p.tolist() for p in taken.pairs[name]] == sent
         else:
             assert taken.numbers[name].tolist() == sent
