@@ -25,7 +25,7 @@ from schemas.costs import CostWindow
 from schemas.decisions import Outcome, PoolStatus, Proposal, Verdict
 from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, REQUEST_WINDOWS, WindowName
+from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, INTERFERENCE_WINDOWS, REQUEST_WINDOWS, WindowName
 from schemas.topics import (
     COST_WINDOWS,
     DECISION_EVENTS,
@@ -56,6 +56,8 @@ class PoolFold(BaseFold):
     """All pools of one partition of pool.signals."""
 
     level: ClassVar[str] = "pool"
+    format: ClassVar[int] = 2
+    reads: ClassVar[tuple[int, ...]] = (2,)
     BOUNDS: ClassVar[tuple[tuple[str, str, str], ...]] = (
         ("pools", "pools_max", "pools_overflow_total"),
         ("specs", "config_objects_max", "dead_overflow_total"),
@@ -76,6 +78,7 @@ class PoolFold(BaseFold):
             REQUEST_WINDOWS.type: self._requests,
             ENGINE_WINDOWS.type: self._engines,
             GPU_WINDOWS.type: self._gpus,
+            INTERFERENCE_WINDOWS.type: self._interference,
             ce_type(Outcome.kind): self._outcome,
         }
 
@@ -142,6 +145,11 @@ class PoolFold(BaseFold):
         found = self._named(batch, NODE_SAMPLES)
         if found is not None:
             found[0].windows.take_gpus(found[1], batch)
+
+    def _interference(self, record: LogRecord, batch: Batch) -> None:
+        found = self._named(batch, NODE_SAMPLES)
+        if found is not None:
+            found[0].windows.take_interference(found[1], batch)
 
     def _outcome(self, record: LogRecord, outcome: Outcome) -> None:
         pool = self._pool(outcome.pool)

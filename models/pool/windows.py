@@ -58,11 +58,31 @@ REPLICA = (
     "tpot_s_sum",
     "tpot_count",
     "billed",
+    "loading_s",
+    "resets",
+    "kv_usage_ratio_max",
+    "kv_capacity_tokens",
+    "running_max",
+    "cached_tokens",
+    "generation_tokens",
+    "preemptions",
+    "itl_s_sum",
+    "itl_count",
+    "queue_s_sum",
+    "queue_count",
+    "prefill_s_sum",
+    "prefill_count",
+    "sm_clock_ratio_mean",
+    "throttled_s",
 )
 R = {name: i for i, name in enumerate(REPLICA)}
 STATE, GPU_TYPE, NODE = len(REPLICA), len(REPLICA) + 1, len(REPLICA) + 2
 Row = list[Any]
 """One replica in one window: the numbers of `REPLICA` (None = unknown), then state, GPU type, node."""
+SUSPECT = ("victim", "slowdown", "slowdown_low", "unexplained")
+S = {name: i for i, name in enumerate(SUSPECT)}
+ANTAGONIST = len(SUSPECT)
+"""What level 1 says of a replica that may suffer: the numbers of `SUSPECT` (None = unknown), then by whom."""
 
 
 class Window:
@@ -112,7 +132,9 @@ class Window:
 class Windows:
     """All windows of one pool that can still change, and the newest in detail."""
 
-    __slots__ = ("by_start", "engine_until", "first_engine_s", "floor_s", "gpus", "hists", "request_until", "rows")
+    __slots__ = (
+        "by_start", "engine_until", "first_engine_s", "floor_s", "gpus", "hists", "request_until", "rows", "suspects",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.by_start: dict[int, Window] = {}
@@ -122,6 +144,8 @@ class Windows:
         """start -> source -> [version, TTFT pairs, TPOT pairs], of closed windows."""
         self.gpus: dict[int, dict[str, list[Any]]] = {}
         """start -> source -> [version, sum of util x covered s, covered s, lost GPUs, GPUs]."""
+        self.suspects: dict[int, dict[str, list[Any]]] = {}
+        """start -> source -> [version, replica -> numbers of `SUSPECT`, then its antagonist]."""
         self.request_until: dict[str, float] = {}
         """source -> log time up to which it has been heard, Unix s."""
         self.engine_until: dict[str, float] = {}
@@ -204,6 +228,12 @@ class Windows:
         weighted = float((util[known] * covered[known]).sum())
         _put(self.gpus, name, [weighted, float(covered[known].sum()), lost, batch.rows])
 
+    def take_interference(self, name: WindowName, batch: Batch) -> None:
+        """Rows per replica of one source."""
+        columns = [_optional(batch.numbers[column].tolist()) for column in SUSPECT]
+        rows = [list(row) for row in zip(*columns, batch.text("antagonist"), strict=True)]
+        _put(self.suspects, name, [dict(zip(batch.text("replica"), rows, strict=True))])
+
     # -- reading ---------------------------------------------------------------------------------------------
 
     def replicas(self, now_s: float, stale_s: float) -> dict[str, Row]:
@@ -222,6 +252,13 @@ class Windows:
         """Every replica's row of one window."""
         found: dict[str, Row] = {}
         for _, rows in self.rows.get(start_s, {}).values():
+            found.update(rows)
+        return found
+
+    def suspects_of(self, start_s: int) -> dict[str, list[Any]]:
+        """What level 1 says of replicas that may suffer, in one window."""
+        found: dict[str, list[Any]] = {}
+        for _, rows in self.suspects.get(start_s, {}).values():
             found.update(rows)
         return found
 
@@ -287,7 +324,7 @@ class Windows:
             over -= 1
             early += 1
             self._drop(start)
-        for detail in (self.rows, self.hists, self.gpus):
+        for detail in (self.rows, self.hists, self.gpus, self.suspects):
             for start in sorted(detail)[:-DETAIL]:
                 del detail[start]
         return early
