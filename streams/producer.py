@@ -37,6 +37,12 @@ class _Pending(NamedTuple):
     value: bytes
     headers: list[tuple[str, bytes]]
     partition: int | None
+    ack: asyncio.Future[bool] | None = None
+
+    def settle(self, acked: bool) -> None:
+        """Tells the sender how it ended, if it asked and still waits."""
+        if self.ack is not None and not self.ack.done():
+            self.ack.set_result(acked)
 
     @property
     def size(self) -> int:
@@ -114,6 +120,8 @@ class EdgeProducer:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._disconnect()
+        for item in self._waiting:
+            item.settle(False)
         return done
 
     def send(
@@ -127,8 +135,12 @@ class EdgeProducer:
         content_type: str = CONTENT_JSON,
         partition: int | None = None,
         at_ms: int | None = None,
+        ack: asyncio.Future[bool] | None = None,
     ) -> None:
         """Takes a record for a topic of the registry. Never blocks: a full buffer drops its oldest record.
+
+        `ack`, if given, becomes True once the broker has acknowledged the record, False once it never will be: it was
+        dropped, refused, or left when the producer stopped. It never raises.
 
         Raises ValueError for a record larger than its topic takes (counted in `refused`).
         """
@@ -139,6 +151,7 @@ class EdgeProducer:
             value,
             ce_headers(type, id, self.source, at_ms, content_type),
             partition,
+            ack,
         )
         if item.size + 512 > TOPICS[topic].max_message_bytes:
             self.refused[topic] += 1
@@ -151,6 +164,7 @@ class EdgeProducer:
             oldest = self._waiting.popleft()
             self.buffered_bytes -= oldest.size
             self.dropped[oldest.topic] += 1
+            oldest.settle(False)
         self._changed.set()
 
     async def room(self) -> None:
@@ -254,6 +268,7 @@ class EdgeProducer:
         self._in_flight_bytes -= item.size
         self.buffered_bytes -= item.size
         counter[item.topic] += 1
+        item.settle(counter is self.acked)
         self._progress.set()
         self._changed.set()
 

@@ -49,6 +49,9 @@ class Producer:
         self.refused: Counter[str] = Counter()
         self.buffered_bytes = 0
         self.connected = True
+        self.acknowledges = True
+        """False: records wait for `settle`."""
+        self.waiting: list[asyncio.Future[bool]] = []
         Producer.made.append(self)
 
     def send(
@@ -56,6 +59,17 @@ class Producer:
     ) -> None:
         self.records.append(Sent(topic, key, value, type, id, content_type, more.get("partition")))
         self.sent[topic] += 1
+        if (ack := more.get("ack")) is not None:
+            self.waiting.append(ack)
+            if self.acknowledges:
+                self.settle(True)
+
+    def settle(self, acked: bool) -> None:
+        """Every record so far is with the broker, or never will be."""
+        for ack in self.waiting:
+            if not ack.done():
+                ack.set_result(acked)
+        self.waiting.clear()
 
     async def start(self) -> None:
         """Nothing to connect to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
@@ -44,6 +45,45 @@ async def test_full_buffer_drops_the_oldest_and_counts(
         assert producer.dropped[NODE_SAMPLES] == dropped
     ids = [header(r, "ce_id") async for r in read_to_end(settings, NODE_SAMPLES)]
     assert list(dict.fromkeys(ids)) == [str(i) for i in range(dropped, 1000)]
+
+
+async def test_a_sender_learns_how_each_record_ended(own_broker: Callable[[], LocalBroker], topic_prefix: str) -> None:
+    """An acknowledgement is True when the broker has the record, False when it was dropped or the producer stopped."""
+    broker = own_broker()
+    settings = load_settings(
+        bootstrap_servers=broker.bootstrap_servers, topic_prefix=topic_prefix, edge_buffer_bytes=65536
+    )
+    await ensure_deployment(settings, local=True)
+    loop = asyncio.get_running_loop()
+    acks: list[asyncio.Future[bool]] = []
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            acks.append(loop.create_future())
+            producer.send(NODE_SAMPLES, "k", b"x" * 300, type="x", id=str(len(acks) - 1), ack=acks[-1])
+
+    async with EdgeProducer(settings, "test") as producer:
+        send(10)
+        assert await asyncio.gather(*acks) == [True] * 10
+        broker.kill()
+        send(1000)
+        dropped = producer.dropped[NODE_SAMPLES]
+        assert 0 < dropped == sum(a.done() and not a.result() for a in acks)
+        broker.restart()
+        assert await producer.flush(60)
+        assert producer.acked[NODE_SAMPLES] == sum(a.result() for a in acks) == 1010 - dropped
+    ids = {int(header(r, "ce_id")) async for r in read_to_end(settings, NODE_SAMPLES)}
+    assert ids == {i for i, ack in enumerate(acks) if ack.result()}
+
+
+async def test_what_a_stop_leaves_was_not_acknowledged() -> None:
+    """Who waits for an acknowledgement is told when the producer stops without the broker."""
+    producer = EdgeProducer(load_settings(bootstrap_servers=NOWHERE), "test")
+    ack: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    await producer.start()
+    producer.send(NODE_SAMPLES, "k", b"x", type="x", id="1", ack=ack)
+    assert not await producer.stop(0.1)
+    assert ack.result() is False
 
 
 async def test_too_large_is_refused() -> None:
