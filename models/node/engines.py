@@ -9,7 +9,7 @@ import numpy as np
 
 from models.node.holdings import STATES, Held, Holdings
 from models.node.samples import Series, around
-from models.node.weighing import count, growth, largest, latest, mean, weights, within
+from models.node.weighing import count, growth, largest, latest, latest_of, mean, weights, within
 from models.windows import WINDOW_S
 
 COUNTERS = (
@@ -88,7 +88,7 @@ def _table(
     at = {name: index for index, name in enumerate(COLUMNS)}
     return {
         "samples": count(near, inside & ~dead).astype(np.float64),
-        "last_at_s": latest(near._replace(values=near.at[None]), 0, past),
+        "last_at_s": latest_of(near, near.at, past),
         "covered_s": grown.covered_s,
         "resets": grown.resets.astype(np.float64),
         "running_mean": mean(near, at["running"], weight, inside),

@@ -11,6 +11,8 @@ import numpy as np
 
 SUBJECT, AT = 0, 1
 """Rows of `SampleStore.data` in front of the columns."""
+SHAPED = 60
+"""Columns, from the first, in which a change between known and unknown is noticed; later ones are all known or none."""
 
 
 class Added(NamedTuple):
@@ -27,21 +29,54 @@ class Added(NamedTuple):
     """Rows (numbers in the call) that are the first of their subject."""
 
 
-class Series(NamedTuple):
-    """Samples by subject, then time. R samples, G subjects, C columns."""
+class Series:
+    """Samples by subject, then time. R samples, G subjects, C columns. Columns are gathered when they are asked for:
+    a window needs few of the samples."""
 
-    subjects: np.ndarray
-    """int64 [G], ascending."""
-    group: np.ndarray
-    """int64 [R]: index into subjects."""
-    first: np.ndarray
-    """int64 [R]: where the sample's subject begins."""
-    at: np.ndarray
-    """float64 [R], Unix s."""
-    next_at: np.ndarray
-    """float64 [R]: time of the subject's next sample; infinite for its last."""
-    values: np.ndarray
-    """float64 [C, R]; NaN = unknown."""
+    __slots__ = ("_columns", "_rows", "_values", "at", "first", "group", "next_at", "subjects")
+
+    def __init__(
+        self, subject: np.ndarray, at: np.ndarray, next_at: np.ndarray | None, columns: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """`subject`, `at` and `rows` [R] by subject, then time; `rows` are places in `columns` [C, any]. `next_at` is
+        made from `at` where it is None."""
+        n = len(at)
+        begins = np.ones(n, bool)
+        begins[1:] = subject[1:] != subject[:-1]
+        starts = np.flatnonzero(begins)
+        self.subjects: np.ndarray = subject[starts].astype(np.int64)
+        """int64 [G], ascending."""
+        self.group: np.ndarray = np.cumsum(begins) - 1
+        """int64 [R]: index into subjects."""
+        self.first: np.ndarray = starts[self.group] if n else self.group
+        """int64 [R]: where the sample's subject begins."""
+        self.at = at
+        """float64 [R], Unix s."""
+        if next_at is None:
+            next_at = np.full(n, np.inf)
+            next_at[:-1] = np.where(begins[1:], np.inf, at[1:])
+        self.next_at: np.ndarray = next_at
+        """float64 [R]: time of the subject's next sample; infinite for its last."""
+        self._columns, self._rows = columns, rows
+        self._values: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """float64 [C, R]; NaN = unknown."""
+        if self._values is None:
+            self._values = self._columns[:, self._rows]
+        return self._values
+
+    def column(self, index: int) -> np.ndarray:
+        """float64 [R]: one row of `values`."""
+        found: np.ndarray = self._columns[index, self._rows] if self._values is None else self._values[index]
+        return found
+
+    def chosen(self, mask: np.ndarray) -> Series:
+        """The samples where `mask`. What comes next to each stays what it was: that bounds how long it speaks, also
+        where the next one is left out."""
+        subject = self.subjects[self.group][mask]
+        return Series(subject, self.at[mask], self.next_at[mask], self._columns, self._rows[mask])
 
 
 class SampleStore:
@@ -116,10 +151,10 @@ class SampleStore:
         self.size = end
 
     def series(self) -> Series:
-        """All samples by subject and time."""
-        data = self.data[:, : self.size]
-        data = data[:, np.lexsort((data[AT], data[SUBJECT]))]
-        return _series(data)
+        """All samples by subject and time; to be used before the store changes."""
+        subject, at = self.data[SUBJECT, : self.size], self.data[AT, : self.size]
+        order = np.lexsort((at, subject))
+        return Series(subject[order], at[order], None, self.data[2:], order)
 
     def prune(self, horizon_s: float, oldest_s: float, answered: int, held: np.ndarray) -> None:
         """Forgets samples before `horizon_s`, except each subject's last that answered (0 or NaN in column
@@ -141,7 +176,7 @@ class SampleStore:
         self.last = {}
         series = self.series()
         latest = np.isinf(series.next_at)
-        self._note(series.subjects, series.at[latest], _shapes(series.values[:, latest]))
+        self._note(series.subjects, series.at[latest], _shapes(series.chosen(latest).values))
 
     def state(self) -> dict[str, Any]:
         """Plain values for a dump."""
@@ -156,29 +191,16 @@ class SampleStore:
 
 def _shapes(values: np.ndarray) -> np.ndarray:
     """int64 by sample: which columns are unknown, and whether the first, the status, is not ok, as bits."""
-    bits = np.concatenate((np.isnan(values), values[:1] > 0))
+    bits = np.concatenate((values[:1] > 0, np.isnan(values[:SHAPED])))
     shapes: np.ndarray = (1 << np.arange(len(bits), dtype=np.int64)) @ bits
     return shapes
-
-
-def _series(data: np.ndarray) -> Series:
-    subject, at = data[SUBJECT], data[AT]
-    n = len(at)
-    begins = np.ones(n, bool)
-    begins[1:] = subject[1:] != subject[:-1]
-    starts = np.flatnonzero(begins)
-    group = np.cumsum(begins) - 1
-    next_at = np.full(n, np.inf)
-    if n:
-        next_at[:-1] = np.where(begins[1:], np.inf, at[1:])
-    return Series(subject[starts].astype(np.int64), group, starts[group] if n else group, at, next_at, data[2:])
 
 
 def around(series: Series, start_s: float, end_s: float, gap_s: float, answered: int) -> Series:
     """The samples that a window [start, end) can depend on: those within `gap_s` before it and in it, and of each
     subject the last before these and the first after it that answered."""
     near = (series.at >= start_s - gap_s) & (series.at < end_s)
-    ok = ~(series.values[answered] > 0)
+    ok = ~(series.column(answered) > 0)
     before = np.flatnonzero(ok & (series.at < start_s - gap_s))
     last = np.ones(len(before), bool)
     last[:-1] = series.group[before[1:]] != series.group[before[:-1]]
@@ -187,6 +209,4 @@ def around(series: Series, start_s: float, end_s: float, gap_s: float, answered:
     first = np.ones(len(after), bool)
     first[1:] = series.group[after[1:]] != series.group[after[:-1]]
     near[after[first]] = True
-    data = np.concatenate((series.subjects[series.group][None], series.at[None], series.values))
-    # The next sample of all bounds how long one speaks, also where that next one is left out.
-    return _series(data[:, near])._replace(next_at=series.next_at[near])
+    return series.chosen(near)

@@ -57,6 +57,13 @@ def mean(series: Series, column: int, weight: np.ndarray, inside: np.ndarray) ->
         return np.bincount(series.group, used * filled, size) / np.bincount(series.group, used, size)
 
 
+def held_s(series: Series, weight: np.ndarray, known: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """float64 [G]: time that the samples where `chosen` speak for, s; NaN where no sample that is `known` speaks."""
+    size = len(series.subjects)
+    speaks = np.bincount(series.group, weight * known, size) > 0
+    return np.where(speaks, np.bincount(series.group, weight * (known & chosen), size), np.nan)
+
+
 def largest(series: Series, column: int, speaks: np.ndarray) -> np.ndarray:
     """float64 [G]: greatest value of the samples where `speaks`; NaN where none is known."""
     found = np.full(len(series.subjects), np.nan)
@@ -66,8 +73,13 @@ def largest(series: Series, column: int, speaks: np.ndarray) -> np.ndarray:
 
 def latest(series: Series, column: int, chosen: np.ndarray) -> np.ndarray:
     """float64 [G]: value of the last of the samples where `chosen`; NaN where there is none."""
+    return latest_of(series, series.values[column], chosen)
+
+
+def latest_of(series: Series, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """As `latest`, of any values [R] of the samples."""
     found = np.full(len(series.subjects), np.nan)
-    found[series.group[chosen]] = series.values[column][chosen]  # by time: the last one stays
+    found[series.group[chosen]] = values[chosen]  # by time: the last one stays
     return found
 
 
@@ -83,43 +95,79 @@ def growth(
     end_s: float,
     begun: np.ndarray | None = None,
     origin_s: float = 0.0,
+    together: bool = False,
 ) -> Growth:
     """Growth of the counters in `columns` in the window [start, end).
 
     A counter that fell, or whose process has another start (`begun` [R], NaN = unknown), has begun anew at 0: all
     that it shows has grown since, in the second case since the start. The first sample of a process that was not
-    older than `origin_s` then counts from its start.
+    older than `origin_s` then counts from its start. `together`: the counters are parts of one, known in the same
+    samples, so where one fell all have begun anew.
     """
     values = series.values[columns]
     valid = ~np.isnan(values)
-    index = np.where(valid, np.arange(values.shape[1]), -1)
-    before = np.full(index.shape, -1)
-    before[:, 1:] = np.maximum.accumulate(index, axis=1)[:, :-1]
-    has = valid & (before >= series.first)
-    before = np.where(has, before, 0)
-    last, t0 = np.take_along_axis(values, before, 1), series.at[before]
     starts = np.full(len(series.at), np.nan) if begun is None else begun
-    restarted = has & (np.abs(starts - starts[before]) > _SAME_START_S)
-    fell = has & (values < last)
-    t0 = np.where(restarted, np.clip(starts, t0, series.at), t0)
-    origin = valid & ~has & (series.at - starts <= origin_s)
-    t0 = np.where(origin, np.minimum(starts, series.at), t0)
-    delta = np.where(origin | restarted | fell, values, values - last)
-    spread = series.at - t0
-    held = overlap(t0, np.broadcast_to(series.at, t0.shape), start_s, end_s)
     inside = within(series, start_s, end_s)
-    share = np.where(spread > 0, held / np.where(spread > 0, spread, 1.0), inside)
-    used = (has | origin) & (share > 0)
     size = len(series.subjects)
     total = np.full((len(values), size), np.nan)
-    for k, chosen in enumerate(used):
-        sums = np.bincount(series.group[chosen], delta[k][chosen] * share[k][chosen], size)
-        total[k] = np.where(np.bincount(series.group[chosen], minlength=size) > 0, sums, np.nan)
-    covered_s = np.bincount(series.group, _nearest(has | origin, held), size)
-    return Growth(total, covered_s, count(series, inside & (restarted | fell).any(axis=0)))
+    nearest = np.full(len(series.at), np.inf)
+    anew = np.zeros(len(series.at), bool)
+    # Counters that are known in the same samples, as most are, share everything but their values.
+    alike: dict[bytes, list[int]] = {}
+    for k in np.flatnonzero(valid.any(axis=1)).tolist():
+        alike.setdefault(valid[k].tobytes(), []).append(k)
+    for chosen in alike.values():
+        pairs = _pairs(series, valid[chosen[0]], starts, origin_s)
+        share, held = _share(series, pairs, inside, start_s, end_s)
+        now = values[chosen]
+        last = now[:, pairs.before]
+        fell = pairs.has & (now < last)
+        if together:
+            fell[:] = fell.any(axis=0)
+        used = (pairs.has | pairs.origin) & (share > 0)
+        group, weight = series.group[used], share[used]
+        delta = np.where(pairs.origin | pairs.restarted | fell, now, now - last)[:, used] * weight
+        some = np.bincount(group, minlength=size) > 0
+        for k, grown in zip(chosen, delta, strict=True):
+            total[k] = np.where(some, np.bincount(group, grown, size), np.nan)
+        nearest = np.minimum(nearest, np.where(pairs.has | pairs.origin, held, np.inf))
+        anew |= pairs.restarted | fell.any(axis=0)
+    covered_s = np.bincount(series.group, np.where(np.isinf(nearest), 0.0, nearest), size)
+    return Growth(total, covered_s, count(series, inside & anew))
 
 
-def _nearest(known: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """float64 [R]: how much of the window lies between each sample and its nearest predecessor; 0 without one."""
-    shortest = np.where(known, held, np.inf).min(axis=0)
-    return np.where(np.isinf(shortest), 0.0, shortest)
+class _Pairs(NamedTuple):
+    """Each sample that is known with the one that it is compared with. [R]."""
+
+    before: np.ndarray
+    """int64: the one before; 0 where there is none."""
+    has: np.ndarray
+    """bool: whether there is one."""
+    restarted: np.ndarray
+    """bool: whether the process has another start than then."""
+    origin: np.ndarray
+    """bool: the first sample of a young process, which counts from its start."""
+    from_s: np.ndarray
+    """float64: from when on the growth counts, Unix s."""
+
+
+def _pairs(series: Series, valid: np.ndarray, starts: np.ndarray, origin_s: float) -> _Pairs:
+    index = np.where(valid, np.arange(len(valid)), -1)
+    before = np.full(len(valid), -1)
+    before[1:] = np.maximum.accumulate(index)[:-1]
+    has = valid & (before >= series.first)
+    before = np.where(has, before, 0)
+    from_s = series.at[before]
+    restarted = has & (np.abs(starts - starts[before]) > _SAME_START_S)
+    from_s = np.where(restarted, np.clip(starts, from_s, series.at), from_s)
+    origin = valid & ~has & (series.at - starts <= origin_s)
+    return _Pairs(before, has, restarted, origin, np.where(origin, np.minimum(starts, series.at), from_s))
+
+
+def _share(
+    series: Series, pairs: _Pairs, inside: np.ndarray, start_s: float, end_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What share of each pair's growth lies in the window, and how much of the window lies in the pair's time, s."""
+    spread = series.at - pairs.from_s
+    held = overlap(pairs.from_s, series.at, start_s, end_s)
+    return np.where(spread > 0, held / np.where(spread > 0, spread, 1.0), inside), held
