@@ -23,6 +23,8 @@ class Thing(StrEnum):
     forecasts = "forecasts"
     replicas = "replicas"
     gpus = "gpus"
+    nodes = "nodes"
+    interference = "interference"
     config = "config"
     dead_letters = "dead-letters"
 
@@ -69,6 +71,30 @@ COLUMNS = {
         "running_mean",
         "waiting_last",
         "kv_usage_ratio_mean",
+    ),
+    Thing.nodes: (
+        "node",
+        "gpu_type",
+        "gpus",
+        "gpus_allocated",
+        "gpus_free",
+        "gpus_lost",
+        "replicas",
+        "util_gpu_pct_mean",
+        "sm_active_ratio_mean",
+        "power_w_mean",
+    ),
+    Thing.interference: (
+        "pool",
+        "replica",
+        "victim",
+        "antagonist",
+        "slowdown",
+        "slowdown_low",
+        "slowdown_high",
+        "unexplained",
+        "tpot_s",
+        "expected_tpot_s",
     ),
     Thing.gpus: (
         "node",

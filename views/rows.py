@@ -20,7 +20,14 @@ from schemas.errors import InvalidRecord
 from schemas.findings import Finding
 from schemas.forecasts import LoadForecast
 from schemas.log import LogRecord
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, REQUEST_WINDOWS, WindowName
+from schemas.signals import (
+    ENGINE_WINDOWS,
+    GPU_WINDOWS,
+    INTERFERENCE_WINDOWS,
+    NODE_WINDOWS,
+    REQUEST_WINDOWS,
+    WindowName,
+)
 from schemas.topics import ce_type
 from views.history import History
 from views.recent import RecentCosts, RecentRequests, Served
@@ -31,7 +38,9 @@ Table = MutableMapping[str, Row]
 
 TABLES = {
     "gpus": "Latest window per GPU. Key: node/index.",
+    "nodes": "Latest window per node and GPU type. Key: node/GPU type.",
     "replicas": "Latest window per replica. Key: pool/replica.",
+    "interference": "Latest verdict per replica that shares a GPU. Key: pool/replica.",
     "pools": "Latest status per pool, with its cost of the last 300 s. Key: pool.",
     "tenants": "Cost and service of the last 300 s per pool and tenant. Key: pool/tenant.",
     "forecasts": "Latest load forecast per pool and horizon. Key: pool/horizon.",
@@ -91,7 +100,9 @@ class Rows:
         self._newest: dict[tuple[str, str, str], int] = {}
         self._handlers = {
             GPU_WINDOWS.type: self._gpu_windows,
+            NODE_WINDOWS.type: self._node_windows,
             ENGINE_WINDOWS.type: self._engine_windows,
+            INTERFERENCE_WINDOWS.type: self._interference,
             REQUEST_WINDOWS.type: self._request_windows,
             ce_type(CostWindow.kind): self._cost,
             ce_type(LoadForecast.kind): self._forecast,
@@ -168,6 +179,16 @@ class Rows:
         name, meta = found
         for cells in batch_rows(batch):
             self._put("replicas", f"{name.pool}/{cells['replica']}", meta | cells | engine_means(cells))
+
+    def _node_windows(self, _: LogRecord, batch: Batch) -> None:
+        if (found := self._window(batch, "nodes")) is not None:
+            for cells in batch_rows(batch):
+                self._put("nodes", f"{cells['node']}/{cells['gpu_type']}", found[1] | cells)
+
+    def _interference(self, _: LogRecord, batch: Batch) -> None:
+        if (found := self._window(batch, "interference")) is not None:
+            for cells in batch_rows(batch):
+                self._put("interference", f"{found[0].pool}/{cells['replica']}", found[1] | cells)
 
     def _request_windows(self, _: LogRecord, batch: Batch) -> None:
         if (found := self._window(batch, "requests")) is None:
@@ -319,7 +340,7 @@ class Rows:
     # -- what is over ------------------------------------------------------------------------------------------
 
     def _sweep(self, now_s: float) -> None:
-        for name in ("gpus", "replicas"):
+        for name in ("gpus", "nodes", "replicas", "interference"):
             table = self.tables[name]
             for key, row in list(table.items()):
                 pools = row["pools"] if name == "gpus" else [row["pool"]]

@@ -29,6 +29,8 @@ NEEDS = {
     "forecasts": (LOAD_FORECASTS,),
     "replicas": (POOL_SIGNALS,),
     "gpus": (POOL_SIGNALS,),
+    "nodes": (POOL_SIGNALS,),
+    "interference": (POOL_SIGNALS,),
     "dead-letters": (DEAD_LETTERS,),
 }
 """What to show -> topics that it is made from."""

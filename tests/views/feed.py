@@ -30,7 +30,14 @@ from schemas.decisions import (
 from schemas.findings import Finding
 from schemas.forecasts import LoadForecast
 from schemas.log import CONTENT_ARROW, LogRecord
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, REQUEST_WINDOWS, WindowName
+from schemas.signals import (
+    ENGINE_WINDOWS,
+    GPU_WINDOWS,
+    INTERFERENCE_WINDOWS,
+    NODE_WINDOWS,
+    REQUEST_WINDOWS,
+    WindowName,
+)
 from schemas.topics import (
     COST_WINDOWS,
     DEAD_LETTERS,
@@ -239,6 +246,29 @@ class Feed:
                     },
                 ),
             )
+            yield from self._shared(number, now, name, names, util)
+
+    def _shared(self, number: int, now: int, name: WindowName, names: list[str], util: float) -> Iterator[Item]:
+        """Nodes, under the pool `-`, and what replicas that share a GPU suffer."""
+        nodes = [f"node-{number * 4 + i}" for i in range(2)]
+        sums = {"gpus": 8.0, "gpus_allocated": 6.0, "gpus_free": 2.0, "gpus_lost": 0.0, "replicas": 3}
+        free = name._replace(pool="-", version=self._next())
+        columns = {"node": nodes, "gpu_type": ["H100"] * 2, "util_gpu_pct_mean": [util] * 2}
+        columns |= {key: [value] * 2 for key, value in sums.items()}
+        yield POOL_SIGNALS, windows(NODE_WINDOWS, free.version, now, free, columns)
+        verdict = {
+            "replica": names[:1],
+            "node": nodes[:1],
+            "victim": [1],
+            "antagonist": ["batch-0"],
+            "antagonist_pool": ["batch"],
+            "slowdown": [1.3],
+            "slowdown_low": [1.2],
+            "slowdown_high": [1.4],
+            "windows": [360],
+        }
+        own = name._replace(version=self._next())
+        yield POOL_SIGNALS, windows(INTERFERENCE_WINDOWS, own.version, now, own, verdict)
 
     def _status(self, pool: Pool, t: int, now: int) -> Iterator[Item]:
         n = replicas(pool, t)

@@ -47,7 +47,7 @@ def state(rows: Rows) -> dict[str, Any]:
 
 
 def test_every_table_has_rows() -> None:
-    """A fleet's records fill all seven tables."""
+    """A fleet's records fill every table."""
     rows = rows_of(FEED)
     assert all(rows.tables.values()), {n: len(t) for n, t in rows.tables.items()}
     assert set(rows.tables["pools"]) == {p.name for p in POOLS} == set(rows.history)
@@ -70,7 +70,7 @@ def test_order_of_late_records_does_not_matter(seed: int) -> None:
     shuffled = list(tail)
     random.Random(seed).shuffle(shuffled)
     expected, found = state(rows_of(base + tail)), state(rows_of(base + shuffled))
-    for name in ("gpus", "replicas", "pools", "findings", "forecasts"):
+    for name in ("gpus", "nodes", "replicas", "interference", "pools", "findings", "forecasts"):
         keys = {k: {**v, "cost": None, "pools": None} for k, v in expected[name].items()}
         assert {k: {**v, "cost": None, "pools": None} for k, v in found[name].items()} == keys
 
