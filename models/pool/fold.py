@@ -193,6 +193,9 @@ class PoolFold(BaseFold):
         pool.unpriced = dict.fromkeys(unknown[:UNPRICED_MAX])
         deciding.settle(pool, context)
         self._look(pool, context, pool.tick_end_s - 2 * TICK_S, closed=True)
+        rate = None if context.spec is None else capacity_rps(pool, context.spec)
+        # the window before: the one that has just ended is not closed yet, and only closed ones have histograms
+        pool.latency.look(pool.tick_end_s - 3 * TICK_S, pool.windows, context.spec, rate, pool.orders.weights)
         self._find(pool, context)
         verdicts, reverts = deciding.judge(pool, context)
         for verdict in verdicts:

@@ -14,8 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from models.pool import nonnegative
 from models.pool.windows import STATE, R, Row
 
 SLOW = 1.5
@@ -32,9 +31,6 @@ COVERED_MIN_S = 4.0
 MODEL_MIN = 60.0
 """Replica-windows that the step-time model needs."""
 HALF_LIFE_TICKS = 180
-PRIOR = 5.0
-"""Weight of the prior, in replica-windows: an empty step takes half of a mean one. Keeps the model sane below the batch
-sizes that it has seen."""
 IDLE_LOOKS = 6
 
 
@@ -132,21 +128,8 @@ class Health:
 
     def coefficients(self) -> tuple[float, float, float]:
         """(D0 s, D1 s per running request, P1 s per prompt token); none below 0."""
-        gram = np.array(self.gram).reshape(3, 3)
-        moment = np.array(self.moment)
-        mean = moment[0] / gram[0, 0]
-        gram[0, 0] += PRIOR
-        moment[0] += PRIOR * 0.5 * mean
-        gram += np.diag(np.diag(gram)) * 1e-6
-        active = [0, 1, 2]
-        solution = np.zeros(3)
-        while active:
-            part = np.linalg.solve(gram[np.ix_(active, active)], moment[active])
-            if (part >= 0).all():
-                solution[active] = part
-                break
-            active.pop(int(np.argmin(part)))
-        return float(solution[0]), float(solution[1]), float(solution[2])
+        d0, d1, p1 = nonnegative.solve(self.gram, self.moment)
+        return d0, d1, p1
 
     def _learn(self, steps: Mapping[str, Step]) -> None:
         keep = 2.0 ** (-1 / HALF_LIFE_TICKS)

@@ -10,6 +10,7 @@ from models.pool.cost import Totals
 from models.pool.findings import Findings
 from models.pool.forecast import Forecaster
 from models.pool.health import Health
+from models.pool.latency import Latency
 from models.pool.orders import Orders
 from models.pool.shadow_hold import Plan, ShadowHold
 from models.pool.verify import Watch
@@ -36,6 +37,7 @@ class Pool:
         self.asking = Asking()
         self.forecast = Forecaster()
         self.health = Health()
+        self.latency = Latency()
         self.watch = Watch()
         self.plan: Plan | None = None
         """Setting and base as of the last tick."""
@@ -101,6 +103,7 @@ class Pool:
             "asking": self.asking.levels,
             "forecast": self.forecast.state(),
             "health": self.health.state(),
+            "latency": self.latency.state(),
             "watch": self.watch.state(),
             "plan": None if self.plan is None else list(self.plan),
             **{name: getattr(self, name) for name in _PLAIN},
@@ -122,6 +125,7 @@ class Pool:
         pool.asking.levels = state["asking"]
         pool.forecast.restore(state["forecast"])
         pool.health.restore(state["health"])
+        pool.latency.restore(state["latency"])
         pool.watch.restore(state["watch"])
         pool.plan = None if state["plan"] is None else Plan(*state["plan"])
         for name in _PLAIN:

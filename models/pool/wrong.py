@@ -22,6 +22,7 @@ def found(pool: Pool, context: Context) -> dict[FindingKind, dict[str, Found]]:
         "price_unknown": _prices(pool),
         "stale_data": _stale(pool, context),
         "slo_at_risk": _slo(pool, context),
+        "latency": pool.latency.current(pool.name),
         "slow_replica": _slow(pool, context),
         "replica_failed": _failed(pool, context),
         "idle_allocated": _idle(pool, context),

@@ -1,0 +1,379 @@
+"""Why a pool's latency is what it is: p99 of TTFT and TPOT against target and norm, the excess split over causes.
+
+One look a closed 10 s window. A metric breaks when its p99 is above the pool's target, or above its own norm by half
+and by four of its ordinary deviations. The finding opens when two of the last three windows broke and closes after
+`CLOSE_WINDOWS` in which none did. The split rests on means per replica (see latency_causes), in request seconds above
+the usual, of the last windows (half-life 30 s): what requests report when they end happened to them before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from models.pool.findings import Found
+from models.pool.latency_causes import (
+    CAUSES,
+    Parts,
+    Slow,
+    Usual,
+    pool_factors,
+    prefill_parts,
+    replica_factors,
+    slowness,
+    spread,
+    token_parts,
+    waiting_weights,
+)
+from models.pool.latency_norms import Norm, ln
+from models.pool.latency_signals import DEMAND_WINDOWS, Seen, Whole, seen, whole
+from models.pool.latency_steps import Steps
+from models.pool.latency_text import clauses, ranked, sentence
+from models.pool.windows import SIZE_S, TTFT_N, TTFT_S, R, Row, Windows
+from models.sketches import Histogram
+from schemas.config import PoolSpec
+
+METRICS = ("ttft", "tpot")
+QUANTILE = 0.99
+COUNT_MIN, COUNT_WANTED = 20, 200
+"""Requests that a p99 must rest on; windows are merged until so many are reached, or until `SPAN` windows are."""
+SPAN = 6
+NORM_FACTOR, NORM_DEVIATIONS = 1.5, 4.0
+NORM_SHARE = 0.1
+"""A p99 below this share of its target breaks nothing, whatever was usual."""
+OPEN_OF = 3
+CLOSE_WINDOWS = 4
+BROKEN_WEIGHT = 0.03
+"""What a window that breaks teaches of what is usual: a lasting change becomes the norm in hours, not in minutes."""
+KEEP = 2.0 ** (-1 / 3)
+"""Per window: half-life 30 s."""
+FRESH_S = 60
+"""A replica has just started for so long after it was last seen loading, or restarted."""
+WINDOWS_SAID = 3
+NAMES_MAX = 30
+"""Names of windows that a finding gives at most."""
+
+
+class Sight(NamedTuple):
+    """What one window says, put together."""
+
+    whole: Whole
+    replicas: list[Seen]
+    slow: dict[str, Slow]
+    load_shares: dict[str, float]
+    """Replica -> its load as a multiple of an equal share."""
+    excess: dict[str, Parts]
+    """Metric -> cause -> request seconds above the usual."""
+
+
+class Latency:
+    """One pool's latency: what is usual, what is above it now, and the finding that is open."""
+
+    __slots__ = ("above", "broken", "found", "fresh", "norms", "quiet", "said", "steps", "told", "usual", "weights")
+
+    def __init__(self) -> None:
+        self.usual = Usual()
+        self.steps = Steps()
+        self.norms = {metric: Norm() for metric in METRICS}
+        """ln of the p99 of each metric."""
+        self.above: dict[str, Parts] = {metric: {} for metric in METRICS}
+        """Metric -> cause -> request seconds above the usual, of the last windows."""
+        self.weights: Parts = {}
+        """Cause -> ln of what has changed, weighted by the waiting time at that moment, of the last windows."""
+        self.said: dict[str, list[Any]] = {}
+        """Cause -> [request seconds when it was greatest of late, its figures then]."""
+        self.fresh: dict[str, int] = {}
+        """Replica -> start of the window in which it last loaded or restarted, within `FRESH_S`."""
+        self.broken: list[bool] = []
+        """Whether the last windows broke, oldest first."""
+        self.quiet = 0
+        """Windows on end in which none did."""
+        self.found: list[Any] | None = None
+        """[text, severity, evidence] of what is open."""
+        self.told = 0
+        """Start of the last window looked at."""
+
+    def look(
+        self, start_s: int, windows: Windows, spec: PoolSpec | None, rate_rps: float | None,
+        weights: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """One closed window. `rate_rps`: what a replica carries, by the policy; `weights`: those other than 1."""
+        if start_s <= self.told:
+            return
+        self.told = start_s
+        self.usual.prior = _prior(spec, rate_rps)
+        self._refresh(start_s, windows)
+        sight = self._see(start_s, windows, weights)
+        p99_s = {metric: _p99_s(windows, start_s, i + 1) for i, metric in enumerate(METRICS)}
+        limits = {metric: self._limit_s(metric, spec) for metric in METRICS}
+        over = {
+            metric: value / limits[metric]
+            for metric, value in p99_s.items()
+            if value is not None and value > limits[metric]
+        }
+        self._remember(sight)
+        self._learn(sight, p99_s, BROKEN_WEIGHT if over else 1.0)
+        self._judge(start_s, windows, spec, p99_s, over)
+
+    def current(self, pool: str) -> dict[str, Found]:
+        """What is wrong now, as a kind of finding."""
+        if self.found is None:
+            return {}
+        text, severity, evidence = self.found
+        return {pool: Found(text, severity, None, evidence)}
+
+    # -- one window ------------------------------------------------------------------------------------------
+
+    def _refresh(self, start_s: int, windows: Windows) -> None:
+        rows, before = windows.rows_of(start_s), windows.rows_of(start_s - SIZE_S)
+        for name, row in rows.items():
+            # what was ready when the pool was first heard of is not fresh
+            if name in before and (row[R["loading_s"]] or before[name][-3] == "starting" or row[R["resets"]]):
+                self.fresh[name] = start_s
+        self.fresh = {name: at for name, at in self.fresh.items() if start_s - at < FRESH_S and name in rows}
+
+    def _see(self, start_s: int, windows: Windows, weights: Mapping[str, float]) -> Sight:
+        rows, suspects = windows.rows_of(start_s), windows.suspects_of(start_s)
+        earlier = [windows.rows_of(start_s - k * SIZE_S) for k in range(DEMAND_WINDOWS - 1, 0, -1)]
+        replicas: list[Seen] = []
+        for name, row in rows.items():
+            before: list[Row] = [held[name] for held in earlier if name in held]
+            one = seen(name, row, before, suspects.get(name))
+            if one is not None:
+                replicas.append(one)
+        window = windows.by_start.get(start_s)
+        pool = whole(rows, replicas, 0.0 if window is None else window.arrivals())
+        slow = {one.name: slowness(one, self.usual, self.steps, one.name in self.fresh) for one in replicas}
+        compared = [one for one in replicas if one.name not in weights and one.name not in self.fresh]
+        equal = sum(one.demand for one in compared) / len(compared) if len(compared) > 1 else 0.0
+        load_shares = {one.name: one.demand / equal for one in compared} if equal > 0 else {}
+        common = pool_factors(pool, self.usual)
+        factors = {
+            one.name: replica_factors(one, slow[one.name], common, load_shares.get(one.name, 1.0), pool, self.usual)
+            for one in replicas
+        }
+        excess: dict[str, Parts] = {metric: {} for metric in METRICS}
+        waited = 0.0
+        for one in replicas:
+            wait_s = one.firsts * self.usual.above("queue_s", one.queue_s)
+            waited += wait_s
+            weight = wait_s + one.waiting
+            for cause, value in factors[one.name].items():
+                self.weights[cause] = self.weights.get(cause, 0.0) + weight * value
+            self.weights["all"] = self.weights.get("all", 0.0) + weight
+            own = self.usual.above("expected", ln(self.steps.expected_s(one.load)))
+            _add(excess["ttft"], prefill_parts(one, slow[one.name], factors[one.name], pool, self.usual, own))
+            _add(excess["tpot"], token_parts(one, slow[one.name], factors[one.name], self.usual, own))
+        waited += self._at_the_gateway(start_s, windows, common)
+        if waited > 0:
+            total = self.weights["all"]
+            changed = {c: self.weights.get(c, 0.0) / total if total > 0 else common.get(c, 0.0) for c in CAUSES}
+            _add(excess["ttft"], spread(waited, waiting_weights(changed)))
+        return Sight(pool, replicas, slow, load_shares, excess)
+
+    def _at_the_gateway(self, start_s: int, windows: Windows, common: Parts) -> float:
+        """Request seconds that were waited before any engine: TTFT as gateways saw it beyond what engines saw of late.
+
+        Where no replica was ready, the weight of its causes is the pool's own.
+        """
+        window = windows.by_start.get(start_s)
+        if window is None:
+            return 0.0
+        sums = window.sums()
+        if sums[TTFT_N] < COUNT_MIN:
+            return 0.0
+        engines = 0.0
+        for k in range(SPAN):
+            rows = windows.rows_of(start_s - k * SIZE_S).values()
+            firsts = sum(row[R["ttft_count"]] or 0.0 for row in rows)
+            if firsts > 0:
+                engines = max(engines, sum(row[R["ttft_s_sum"]] or 0.0 for row in rows) / firsts)
+        if engines == 0.0:
+            return 0.0
+        beyond_s = max(0.0, sums[TTFT_S] / sums[TTFT_N] - 1.2 * engines) * sums[TTFT_N]
+        for cause, value in common.items():
+            self.weights[cause] = self.weights.get(cause, 0.0) + beyond_s * value
+        self.weights["all"] = self.weights.get("all", 0.0) + beyond_s
+        return beyond_s
+
+    def _remember(self, sight: Sight) -> None:
+        """Adds a window to what is above the usual of late, with the figures of each cause at its worst."""
+        for metric in METRICS:
+            kept = {cause: KEEP * value for cause, value in self.above[metric].items() if value > 1e-9}
+            _add(kept, sight.excess[metric])
+            self.above[metric] = kept
+        self.weights = {cause: KEEP * value for cause, value in self.weights.items()}
+        figures = clauses(sight.whole, sight.replicas, sight.slow, sight.load_shares, self.usual)
+        for cause in CAUSES:
+            now = max(sight.excess[metric].get(cause, 0.0) for metric in METRICS)
+            held = self.said.get(cause)
+            if held is not None and KEEP * held[0] > now:
+                held[0] *= KEEP
+            else:
+                self.said[cause] = [now, figures[cause]]
+
+    def _learn(self, sight: Sight, p99_s: Mapping[str, float | None], weight: float) -> None:
+        """What is usual, by windows in which nothing broke; the step-time model by all."""
+        norms, pool = self.usual.norms, sight.whole
+        for metric in METRICS:
+            self.norms[metric].learn(ln(p99_s[metric]), weight)
+        norms["pressure"].learn(pool.pressure, weight)
+        norms["prompt"].learn(ln(pool.prompt), weight)
+        norms["output"].learn(ln(pool.output), weight)
+        for name, values in _by_replica(sight, self.steps).items():
+            total = sum(n for n, _ in values)
+            norms[name].learn(sum(n * value for n, value in values) / total if total > 0 else None, weight)
+        self.steps.forget()
+        for one in sight.replicas:
+            if one.step_s is not None and one.load.batch > 0 and one.name not in self.fresh:
+                self.steps.learn(one.load, one.step_s, sight.slow[one.name].known)
+
+    # -- the finding -----------------------------------------------------------------------------------------
+
+    def _limit_s(self, metric: str, spec: PoolSpec | None) -> float:
+        """What a p99 breaks when it is above it, s; infinite while neither target nor norm is known."""
+        target_s, norm = _target_s(metric, spec), self.norms[metric]
+        limit_s = math.inf if target_s is None else target_s
+        if norm.known:
+            own_s = math.exp(norm.mean) * max(NORM_FACTOR, math.exp(min(NORM_DEVIATIONS * norm.dev, 5.0)))
+            limit_s = min(limit_s, max(own_s, NORM_SHARE * (target_s or 0.0)))
+        return limit_s
+
+    def _judge(
+        self, start_s: int, windows: Windows, spec: PoolSpec | None, p99_s: Mapping[str, float | None],
+        over: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """Opens, updates or closes."""
+        self.broken = [*self.broken, bool(over)][-OPEN_OF:]
+        self.quiet = 0 if over else self.quiet + 1
+        if self.found is not None and self.quiet >= CLOSE_WINDOWS:
+            self.found = None
+        if not over or (self.found is None and sum(self.broken) < 2):
+            return
+        ordered = sorted(over, key=lambda metric: -over[metric])
+        shares = {metric: _shares(self.above[metric]) for metric in ordered}
+        said = {cause: held[1] for cause, held in self.said.items()}
+        sentences, figures = [], {}
+        for metric in ordered:
+            value_s, target_s = p99_s[metric], _target_s(metric, spec)
+            assert value_s is not None, "what is over has a value"
+            norm_s = math.exp(self.norms[metric].mean) if self.norms[metric].known else None
+            sentences.append(
+                sentence(metric.upper(), value_s, target_s, norm_s, start_s + SIZE_S, shares[metric], said)
+            )
+            figures[metric] = {"p99_s": value_s, "target_s": target_s, "norm_s": norm_s, "shares": shares[metric]}
+        first = ordered[0]
+        evidence = {
+            "metric": first,
+            "shares": shares[first],
+            "causes": [cause for cause, _ in ranked(shares[first])],
+            **figures,
+            "windows": _names(windows, start_s),
+        }
+        self.found = [" ".join(sentences), over[first], evidence]
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """As plain values."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("usual", "steps", "norms")}
+        return {
+            **plain,
+            "usual": {name: norm.state() for name, norm in self.usual.norms.items()},
+            "steps": self.steps.state(),
+            "norms": {name: norm.state() for name, norm in self.norms.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From `state`."""
+        for name in self.__slots__:
+            if name not in ("usual", "steps", "norms"):
+                setattr(self, name, state[name])
+        for name, norm in self.usual.norms.items():
+            norm.restore(state["usual"][name])
+        self.steps.restore(state["steps"])
+        for name, norm in self.norms.items():
+            norm.restore(state["norms"][name])
+
+
+def _prior(spec: PoolSpec | None, rate_rps: float | None) -> dict[str, float]:
+    """What stands for the usual until that is learned: the policy's own figures, and no wait."""
+    prior: dict[str, float] = {"queue_s": 0.0, "clock": 0.0}
+    if spec is None:
+        return prior
+    prior["prefill"], prior["token"] = math.log(spec.slo_ttft_s), math.log(spec.slo_tpot_s)
+    for name, value in (
+        ("pressure", rate_rps),
+        ("prompt", spec.input_tokens_mean),
+        ("output", spec.output_tokens_mean),
+    ):
+        known = ln(value)
+        if known is not None:
+            prior[name] = known
+    return prior
+
+
+def _target_s(metric: str, spec: PoolSpec | None) -> float | None:
+    if spec is None:
+        return None
+    return spec.slo_ttft_s if metric == "ttft" else spec.slo_tpot_s
+
+
+def _p99_s(windows: Windows, start_s: int, column: int) -> float | None:
+    """Of the requests that ended in the window, and in those before until there are enough; None: too few."""
+    merged: list[int] = []
+    for k in range(SPAN):
+        for entry in windows.hists.get(start_s - k * SIZE_S, {}).values():
+            merged += entry[column]
+        if k == 0 and not merged:
+            return None  # nothing ended in it: it says nothing
+        if sum(merged[1::2]) >= COUNT_WANTED:
+            break
+    histogram = Histogram.from_pairs(merged)
+    return histogram.quantile(QUANTILE) if histogram.count >= COUNT_MIN else None
+
+
+def _by_replica(sight: Sight, steps: Steps) -> dict[str, list[tuple[float, float]]]:
+    """Name of a norm -> (requests, value) of every replica that gave it."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in sight.replicas:
+        values = {
+            "queue_s": one.queue_s,
+            "prefill": ln(one.prefill_s),
+            "token": ln(one.token_s),
+            "expected": ln(steps.expected_s(one.load)),
+            "stall": one.stall,
+            "held": one.held,
+            "clock": one.clock,
+        }
+        for name, value in values.items():
+            if value is not None:
+                found.setdefault(name, []).append((max(one.firsts, 1.0), value))
+    return found
+
+
+def _add(total: Parts, more: Mapping[str, float]) -> None:
+    for cause, value in more.items():
+        total[cause] = total.get(cause, 0.0) + value
+
+
+def _shares(above: Mapping[str, float]) -> Parts:
+    """Every cause's share, to three digits; they add up to 1. Nothing above the usual by the means: unexplained."""
+    total = sum(above.values())
+    if total <= 0:
+        return {**dict.fromkeys(CAUSES, 0.0), "unexplained": 1.0}
+    shares = {cause: round(above.get(cause, 0.0) / total, 3) for cause in CAUSES}
+    largest = max(CAUSES, key=lambda cause: shares[cause])
+    shares[largest] = round(shares[largest] + 1.0 - sum(shares.values()), 3)
+    return shares
+
+
+def _names(windows: Windows, start_s: int) -> list[str]:
+    """Names and versions of the windows that show it, newest first."""
+    found = []
+    for k in range(WINDOWS_SAID):
+        at_s = start_s - k * SIZE_S
+        for kind, held in (("request", windows.hists), ("engine", windows.rows), ("interference", windows.suspects)):
+            found += [f"{kind}/{at_s}/{source}@{entry[0]}" for source, entry in held.get(at_s, {}).items()]
+    return found[:NAMES_MAX]
