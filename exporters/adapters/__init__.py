@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from exporters.adapters.base import Adapter
+from exporters.adapters.dcgm import DCGM
+from exporters.adapters.dynamo import DYNAMO
+from exporters.adapters.sglang import SGLANG
+from exporters.adapters.tgi import TGI
+from exporters.adapters.triton import TRITON
+from exporters.adapters.vllm import VLLM
 
-ADAPTERS: tuple[Adapter, ...] = ()
+ADAPTERS: tuple[Adapter, ...] = (DYNAMO, VLLM, SGLANG, TGI, TRITON, DCGM)
 """In order: the first that recognises a page is taken (dynamo before vllm: its workers emit `vllm:` names too)."""
 
 
