@@ -135,11 +135,18 @@ class ExporterMetrics(Collector):
 class Edge:
     """One exporter's producer, metrics and clock. An async context manager.
 
-    Parameters: `name` is the exporter, `source` who it speaks for (node, gateway): `ce_source` is both.
+    Parameters: `name` is the exporter, `source` who it speaks for (node, gateway): `ce_source` is both; `collectors`
+    are metrics beside those that every exporter has.
     """
 
     def __init__(
-        self, settings: Settings, deployment: Deployment, name: str, source: str, health_port: int = 0
+        self,
+        settings: Settings,
+        deployment: Deployment,
+        name: str,
+        source: str,
+        health_port: int = 0,
+        collectors: Iterable[Collector] = (),
     ) -> None:
         self.settings, self.deployment, self.name, self.source = settings, deployment, name, source
         self.producer = EdgeProducer(settings, f"{name}/{source}")
@@ -148,7 +155,7 @@ class Edge:
         self.unready: list[str] = []
         """Why it does not do its work, beside the broker; the exporter keeps it."""
         self._seq = 0
-        self._health = HealthServer(settings.web_host, health_port, lambda: "", self._why, self.metrics)
+        self._health = HealthServer(settings.web_host, health_port, lambda: "", self._why, self.metrics, *collectors)
 
     async def __aenter__(self) -> Edge:
         self._health.start()

@@ -1,7 +1,7 @@
 """Engine exporter: scrapes `/metrics` of inference engines once a second, onto node.samples.
 
-Every target has a slot of its own: a slow or dead one delays no other. A target that has not answered for 2 s is said
-to be dead, once a second, until it answers again.
+Every target has a slot of its own: a slow, dead or hostile one delays no other. A target that has not answered for 2 s
+is said to be dead, once a second, until it answers again.
 """
 
 from __future__ import annotations
@@ -9,214 +9,276 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import aiohttp
 import structlog
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from exporters.edge import Edge, declare, options_of, ticks
-from exporters.vllm import VllmAdapter, together
-from schemas.base import Name
+from exporters.discovery import Discovery
+from exporters.edge import Edge
+from exporters.engine_batches import Batches
+from exporters.engine_inventory import Inventory
+from exporters.engine_options import EngineOptions
+from exporters.engine_slot import Slot
+from exporters.exposition import PageError, lines_of
+from exporters.fetch import Credentials, Fetcher, tls
+from exporters.layout import Limits
+from exporters.pages import PageReader
+from exporters.planned import Read, together
+from exporters.targets import Target
 from schemas.config import Deployment
-from schemas.log import CONTENT_ARROW
-from schemas.node import ENGINE_SAMPLES
-from schemas.topics import NODE_SAMPLES
+from schemas.errors import SettingsError
+from schemas.node import ENGINE_HISTOGRAMS, ENGINE_SAMPLES, GPU_SAMPLES
 from streams.settings import Settings
+
+__all__ = ["EngineExporter", "EngineOptions", "run_engines"]
 
 log = structlog.get_logger(__name__)
 
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
-GATHER_S = 0.05
-"""Rows that come within this time of each other go into one batch."""
-READ_CHUNK = 64 * 1024
+UNKNOWN_NODE = "-"
+"""Key of rows whose node nobody knows; their pool is in a column."""
+AT_ONCE = 16
+"""So many targets of a node are asked at the same moment, so that their rows share a batch."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-
-class EngineOptions(BaseSettings):
-    """Options of the engine exporter; environment FLEETLOOP_ENGINES_<NAME>."""
-
-    model_config = SettingsConfigDict(env_prefix="FLEETLOOP_ENGINES_", frozen=True)
-
-    targets: Annotated[list[str], NoDecode] = Field(
-        min_length=1, max_length=1024, description="replica=http://host:port/metrics, separated by commas."
-    )
-    node: Name = Field(default_factory=socket.gethostname, description="Node name (default: the host's name).")
-    engines: Literal["together", "apart"] = Field(
-        "together",
-        description="Several engines behind one port: together as one replica, or apart as `replica:engine`.",
-    )
-    period_s: float = Field(1.0, ge=0.1, le=60, description="Time between two scrapes of a target, s.")
-    timeout_s: float = Field(1.0, ge=0.05, le=60, description="Time that a target has to answer, s.")
-    dead_after_s: float = Field(2.0, ge=0, le=600, description="Without an answer for so long a target is dead, s.")
-    bytes_max: int = Field(
-        4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Longest page taken from a target, bytes."
-    )
-    health_port: int = Field(0, ge=-1, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none, -1: any.")
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-    @field_validator("targets")
-    @classmethod
-    def _valid(cls, value: list[str]) -> list[str]:
-        names = [_target(item)[0] for item in value]
-        if len(set(names)) < len(names):
-            raise ValueError("every replica may be named once")
-        return value
-
-    @classmethod
-    def of(cls, **given: Any) -> EngineOptions:
-        """From arguments (None: not given), then the environment. Raises SettingsError."""
-        return options_of(cls, given)
-
-
-declare(EngineOptions)
-
-
-def _target(text: str) -> tuple[str, str]:
-    """(replica, url) of `replica=url`. Raises ValueError."""
-    name, _, url = text.partition("=")
-    try:
-        _NAME.validate_python(name)
-    except ValidationError:
-        raise ValueError(f"{text!r}: write replica=http://host:port/metrics") from None
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text!r}: write replica=http://host:port/metrics")
-    return name, url
+METRICS = {
+    "fleetloop_exporter_targets": "Targets that are scraped, by state: waiting (no answer yet), ok, dead.",
+    "fleetloop_exporter_targets_left_out": "Targets that are not scraped, by why: bound, name_taken.",
+    "fleetloop_exporter_layouts_total": "Pages whose layout was learned; a known layout is read far cheaper.",
+}
 
 
 async def run_engines(settings: Settings, deployment: Deployment, options: EngineOptions, stop: asyncio.Event) -> None:
-    """Publishes until `stop` is set."""
+    """Publishes until `stop` is set. Raises SettingsError for options that only a look at files shows to be wrong."""
     exporter = EngineExporter(settings, deployment, options)
     await exporter.run(stop)
 
 
-class Slot:
-    """One target: its adapter, and the scrape that is under way."""
-
-    def __init__(self, replica: str, url: str, now: float) -> None:
-        self.replica, self.url = replica, url
-        self.adapter = VllmAdapter()
-        self.engines: list[str] = []
-        """Engines of the last answer."""
-        self.answered_at = now
-        self.failure = ""
-        self.task: asyncio.Task[None] | None = None
-
-
-class EngineExporter:
-    """Scrapes of a node's engines."""
+class EngineExporter(Collector):
+    """Scrapes of engines, wherever they are."""
 
     def __init__(self, settings: Settings, deployment: Deployment, options: EngineOptions) -> None:
-        self.options = options
-        self.edge = Edge(settings, deployment, "engines", options.node, options.health_port)
-        self.slots = [Slot(*_target(item), time.monotonic()) for item in options.targets]
-        self._rows: list[dict[str, Any]] = []
-        self._flush: asyncio.TimerHandle | None = None
+        self.options, self.host = options, socket.gethostname()
+        self.edge = Edge(
+            settings, deployment, "engines", options.node or self.host, options.health_port, collectors=[self]
+        )
+        self.batches = Batches(self.edge)
+        self.inventory = Inventory(self.edge, options.cluster) if options.inventory == "targets" else None
+        self.discovery = Discovery(options, self.apply, self.edge.metrics.failed)
+        self.fetcher = Fetcher(
+            options.timeout_s,
+            options.bytes_max,
+            Credentials(options.username, options.password_file, options.token_file),
+            tls(options.ca_file, options.cert_file, options.key_file),
+        )
+        self.slots: dict[str, Slot] = {}
+        self.layouts = 0
+        self._learners = ThreadPoolExecutor(1, "layouts")  # one: pages that must be learned wait for each other alone
+        self._crash: asyncio.Future[None] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set."""
-        timeout = aiohttp.ClientTimeout(total=self.options.timeout_s)
-        connector = aiohttp.TCPConnector(limit=0, limit_per_host=0)
-        async with self.edge, aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            async for _ in ticks(self.options.period_s, stop):
-                for slot in self.slots:
-                    self.tick(slot, session)
-            tasks = [slot.task for slot in self.slots if slot.task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.flush()
+        self._crash = asyncio.get_running_loop().create_future()
+        async with self.edge, self.fetcher:
+            others = [asyncio.create_task(self.discovery.run()), asyncio.create_task(stop.wait())]
+            if self.inventory is not None:
+                others.append(asyncio.create_task(self.inventory.run(lambda: self.slots.values())))
+            await asyncio.wait({*others, self._crash}, return_when=asyncio.FIRST_COMPLETED)
+            await self._end(others)
+            for one in (*others, self._crash):
+                if one.done() and not one.cancelled():
+                    one.result()  # our bugs end the process
+        self._learners.shutdown(cancel_futures=True)
 
-    def tick(self, slot: Slot, session: aiohttp.ClientSession) -> None:
+    async def _end(self, others: list[asyncio.Task[Any]]) -> None:
+        for slot in self.slots.values():
+            self._drop(slot)
+        tasks = [slot.task for slot in self.slots.values() if slot.task is not None]
+        for task in others:
+            if not task.done():
+                task.cancel()
+        await asyncio.wait([*others, *tasks], timeout=5)
+        self.batches.flush_all()
+
+    # -- targets -----------------------------------------------------------------------------------------------
+
+    def apply(self, targets: dict[str, Target]) -> None:
+        """Begins, changes and ends slots, so that exactly these targets are scraped."""
+        for replica in [name for name in self.slots if name not in targets]:
+            self._drop(self.slots.pop(replica))
+        on_node: Counter[str] = Counter()
+        for replica, target in targets.items():
+            node = self._node(target)
+            on_node[node] += 1
+            slot = self.slots.get(replica)
+            if slot is not None and (slot.target.url, slot.target.engine) == (target.url, target.engine):
+                slot.target, slot.node = target, node
+                continue
+            if slot is not None:
+                self._drop(slot)
+            self._begin(target, node, on_node[node] // AT_ONCE)
+        self.edge.unready[:] = [] if self.slots else ["no targets are known"]
+
+    def _begin(self, target: Target, node: str, group: int) -> None:
+        phase = crc32(f"{node}/{group}".encode()) / 2**32
+        own = crc32(target.replica.encode()) / 2**32
+        limits = Limits(self.options.series_max, self.options.line_bytes_max)
+        reader = PageReader(target.engine, self.options.verify_s, own, limits)
+        slot = Slot(target, node, own, reader, time.monotonic())
+        self.slots[target.replica] = slot
+        loop = asyncio.get_running_loop()
+        slot.due = loop.time() + phase * self.options.period_s
+        slot.timer = loop.call_at(slot.due, self._tick, slot)
+
+    def _drop(self, slot: Slot) -> None:
+        if slot.timer is not None:
+            slot.timer.cancel()
+        if slot.task is not None:
+            slot.task.cancel()
+
+    def _node(self, target: Target) -> str:
+        here = self.host if (urlsplit(target.url).hostname or "") in LOOPBACK else UNKNOWN_NODE
+        return target.node or self.options.node or here
+
+    # -- scrapes -----------------------------------------------------------------------------------------------
+
+    def _tick(self, slot: Slot) -> None:
         """Begins a scrape unless the last one has not ended; says so where the target is dead."""
-        if slot.task is not None and slot.task.done() and not slot.task.cancelled():
-            slot.task.result()  # our bugs end the process
+        loop = asyncio.get_running_loop()
+        late = loop.time() - slot.due
+        slot.due += self.options.period_s * max(1, -(-late // self.options.period_s))
+        slot.timer = loop.call_at(slot.due, self._tick, slot)
         if slot.task is None or slot.task.done():
-            slot.task = asyncio.create_task(self._scrape(slot, session))
+            slot.task = loop.create_task(self._scrape(slot))
+            slot.task.add_done_callback(self._ended)
         else:
             self.edge.metrics.skipped()
         if time.monotonic() - slot.answered_at >= self.options.dead_after_s:
-            self._dead(slot)
+            slot.dead = True
+            self._say_dead(slot)
 
-    async def _scrape(self, slot: Slot, session: aiohttp.ClientSession) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._crash is not None and not self._crash.done():
+            self._crash.set_exception(error)
+
+    async def _scrape(self, slot: Slot) -> None:
         began = time.monotonic()
+        slot.scrapes += 1
+        histograms = began >= slot.histogram_at
         try:
-            text = await self._page(slot.url, session)
+            page = await self.fetcher.page(slot.target.url)
             at_s = self.edge.at_s()
-            found = await asyncio.to_thread(slot.adapter.columns, text)
-            if not found:
-                raise ValueError("no vllm: metrics on that page")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            lines = lines_of(page.body)
+            reads = slot.reader.quick(lines, histograms, began)
+            if reads is None:
+                work = slot.reader.slow, lines, page.openmetrics, histograms, began
+                reads = await asyncio.get_running_loop().run_in_executor(self._learners, *work)
+        except (aiohttp.ClientError, OSError, TimeoutError, PageError, SettingsError) as error:
             self._failed(slot, error)
             return
         if slot.failure:
-            log.info("target answers again", replica=slot.replica)
-        slot.failure, slot.answered_at = "", time.monotonic()
-        self.edge.metrics.read(len(found), slot.answered_at - began)
-        self._take(slot, found, at_s)
-
-    async def _page(self, url: str, session: aiohttp.ClientSession) -> str:
-        async with session.get(url, allow_redirects=False) as answer:
-            if answer.status != 200:
-                raise ValueError(f"status {answer.status}")
-            data = bytearray()
-            async for chunk in answer.content.iter_chunked(READ_CHUNK):
-                data += chunk
-                if len(data) > self.options.bytes_max:
-                    raise ValueError(f"more than {self.options.bytes_max} bytes")
-        return data.decode("utf-8", "replace")
+            log.info("target answers again", replica=slot.target.replica)
+        slot.failure, slot.answered_at, slot.dead = "", began, False
+        if histograms:
+            first = slot.histogram_at == 0.0  # from then on at moments of its own, not all targets at once
+            slot.histogram_at = began + self.options.histogram_s * (slot.phase if first else 1.0)
+        self.edge.metrics.read(len(reads), time.monotonic() - began)
+        self._count(slot.reader.counts)
+        self._take(slot, reads, at_s)
+        slot.since_s = at_s
 
     def _failed(self, slot: Slot, error: Exception) -> None:
-        kind = "timeout" if isinstance(error, TimeoutError) else "page" if isinstance(error, ValueError) else "connect"
+        match error:
+            case PageError():
+                kind = error.what
+            case TimeoutError():
+                kind = "timeout"
+            case SettingsError():
+                kind = "credentials"
+            case _:
+                kind = "connect"
         self.edge.metrics.failed(kind)
+        self._count(slot.reader.counts)
         if slot.failure != kind:
             slot.failure = kind
-            log.warning("target does not answer", replica=slot.replica, error=str(error)[:300] or kind)
+            log.warning("target does not answer", replica=slot.target.replica, error=str(error)[:300] or kind)
 
-    def _take(self, slot: Slot, found: dict[str, dict[str, float | None]], at_s: float) -> None:
-        start = next(iter(found.values()))["start_s"]
-        for column, count in slot.adapter.refused.items():
-            self.edge.metrics.failed(column, count)
-        slot.adapter.refused = {}
-        if self.options.engines == "together":
-            found = {"": together(found)}
-        slot.engines = list(found)
-        for engine, columns in found.items():
-            row = {"replica": _replica(slot.replica, engine), "at_s": at_s, "status": "ok", **columns}
-            if start is not None:
-                row["start_s"] = self.edge.fleet_s(start)
-            self._row(row)
+    def _count(self, counts: Counter[str]) -> None:
+        self.layouts += counts.pop("layout_learned", 0)
+        for what, count in counts.items():
+            if count:
+                self.edge.metrics.failed(what, count)
+        counts.clear()
 
-    def _dead(self, slot: Slot) -> None:
-        at_s = self.edge.at_s()
-        for engine in slot.engines or [""]:
-            self._row({"replica": _replica(slot.replica, engine), "at_s": at_s, "status": "dead"})
+    # -- rows --------------------------------------------------------------------------------------------------
 
-    def _row(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
+    def _take(self, slot: Slot, reads: list[Read], at_s: float) -> None:
+        layout = slot.reader.layout
+        slot.engine = layout.adapter.engine if layout is not None else slot.engine
+        engines = [read for read in reads if read.plan.kind is ENGINE_SAMPLES]
+        if engines and self.options.engines == "together":
+            engines = [together(engines)]
+        slot.replicas = [_replica(slot.target.replica, read.plan.key) for read in engines]
+        for replica, read in zip(slot.replicas, engines, strict=True):
+            self._engine_row(slot, replica, read, at_s)
+        if not reads and not slot.is_gpu:
+            self.batches.add(ENGINE_SAMPLES, slot.node, self._identity(slot, slot.target.replica, at_s, "ok"))
+        for read in reads:
+            if read.plan.kind is GPU_SAMPLES:
+                node = read.plan.node or slot.node
+                self.batches.add(GPU_SAMPLES, node, {"at_s": at_s, "status": "ok", **read.plan.texts, **read.values})
+        if self.inventory is not None:
+            self.inventory.seen(slot, reads)
 
-    def flush(self) -> None:
-        """Publishes the rows gathered so far as one batch."""
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        rows, self._rows = self._rows, []
-        if not rows:
+    def _engine_row(self, slot: Slot, replica: str, read: Read, at_s: float) -> None:
+        start = read.values.get("start_s")
+        start_s = None if start is None else self.edge.fleet_s(start)
+        row = self._identity(slot, replica, at_s, "ok")
+        row |= {"scrape": slot.scrapes, "since_s": slot.since_s, **read.plan.texts, **read.values, "start_s": start_s}
+        self.batches.add(ENGINE_SAMPLES, slot.node, row)
+        for metric, bins in read.bins.items():
+            found = {"replica": replica, "at_s": at_s, "start_s": start_s, "metric": metric, "bins": bins}
+            self.batches.add(ENGINE_HISTOGRAMS, slot.node, found)
+
+    def _say_dead(self, slot: Slot) -> None:
+        if slot.is_gpu:
             return
-        seq, id = self.edge.next_batch()
-        node = self.options.node
-        meta = {"node": node, "start_s": self.edge.start_s, "seq": seq, "dropped": self.edge.dropped(NODE_SAMPLES)}
-        value = ENGINE_SAMPLES.encode({name: [row.get(name) for row in rows] for name in ENGINE_SAMPLES.columns}, meta)
-        self.edge.producer.send(NODE_SAMPLES, node, value, type=ENGINE_SAMPLES.type, id=id, content_type=CONTENT_ARROW)
+        at_s = self.edge.at_s()
+        for replica in slot.replicas or [slot.target.replica]:
+            self.batches.add(ENGINE_SAMPLES, slot.node, self._identity(slot, replica, at_s, "dead"))
+
+    def _identity(self, slot: Slot, replica: str, at_s: float, status: str) -> dict[str, Any]:
+        target = slot.target
+        known = {"engine": slot.engine, "pool": target.pool, "model": target.model}
+        return {"replica": replica, "at_s": at_s, "status": status, **known}
+
+    # -- metrics -----------------------------------------------------------------------------------------------
+
+    def collect(self) -> Iterable[Metric]:
+        """See Collector."""
+        states = Counter({"waiting": 0, "ok": 0, "dead": 0})
+        states.update(slot.state for slot in list(self.slots.values()))
+        for name, label, counts in (
+            ("fleetloop_exporter_targets", "state", states),
+            ("fleetloop_exporter_targets_left_out", "why", self.discovery.set.left_out),
+        ):
+            gauge = GaugeMetricFamily(name, METRICS[name], labels=["exporter", label])
+            for value, count in list(counts.items()):
+                gauge.add_metric([self.edge.name, value], count)
+            yield gauge
+        name = "fleetloop_exporter_layouts_total"
+        counter = CounterMetricFamily(name, METRICS[name], labels=["exporter"])
+        counter.add_metric([self.edge.name], self.layouts)
+        yield counter
 
 
-def _replica(name: str, engine: str) -> str:
-    return f"{name}:{engine}" if engine else name
+def _replica(name: str, key: str) -> str:
+    return f"{name}:{key}" if key else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from exporters.adapters.base import Reduce, RowPlan, Values
@@ -115,3 +116,46 @@ def _reduced(values: list[float], reduce: Reduce) -> float:
         case _:
             found = known[0]
     return found * reduce.scale
+
+
+MEANS = frozenset({"kv_usage_ratio"})
+"""Columns that are a mean over engines; all others are sums."""
+
+
+def together(reads: Sequence[Read]) -> Read:
+    """The rows of several engines behind one port as one replica. A column that one of them does not know is unknown.
+
+    Distributions are added where their bounds agree, and are not given where they differ.
+    """
+    first = reads[0]
+    if len(reads) == 1:
+        return Read(replace(first.plan, key=""), first.values, first.bins)
+    values: Values = {}
+    for column in dict.fromkeys(name for read in reads for name in read.values):
+        known = [value for read in reads if (value := read.values.get(column)) is not None]
+        if column == "start_s":
+            values[column] = min(known, default=None)
+        else:
+            whole = sum(known) if len(known) == len(reads) else None
+            values[column] = whole / len(reads) if whole is not None and column in MEANS else whole
+    bins = {
+        metric: added
+        for metric in first.bins
+        if (added := _added([read.bins.get(metric) for read in reads])) is not None
+    }
+    texts = {
+        name: text
+        for name, text in first.plan.texts.items()
+        if all(read.plan.texts.get(name) == text for read in reads)
+    }
+    return Read(replace(first.plan, key="", texts=texts), values, bins)
+
+
+def _added(flats: Sequence[list[float] | None]) -> list[float] | None:
+    known = [flat for flat in flats if flat is not None]
+    first = known[0]
+    if len(known) < len(flats) or any(flat[:-1:2] != first[:-1:2] for flat in known):
+        return None
+    summed = [sum(column) for column in zip(*known, strict=True)]
+    summed[:-1:2] = first[:-1:2]
+    return summed

@@ -55,7 +55,7 @@ class Engine:
             case "large":
                 return web.Response(text="x" * 100_000)
             case "other":
-                return web.Response(text="sglang:num_running_reqs 1\n")
+                return web.Response(text="node_load1 1\n")
             case "broken":
                 return web.Response(text="vllm:num_requests_running{\n")
             case "redirect":

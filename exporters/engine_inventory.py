@@ -1,0 +1,119 @@
+"""Who is on a node, by what is scraped there: for nodes on which no NVML exporter says it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+
+from exporters.edge import Edge
+from exporters.engine_slot import Slot
+from exporters.planned import Read
+from schemas.node import GpuEntry, NodeInventory, ReplicaEntry, ReplicaState
+from schemas.topics import NODE_SAMPLES, ce_type
+
+LOOK_S = 1.0
+REPEAT_S = 30.0
+"""An inventory is sent on a change, and again after so long (wall time)."""
+TYPE_UNKNOWN = "unknown"
+GPUS_MAX = 1024
+
+
+class Inventory:
+    """Inventories of nodes, from targets that name their node and pool.
+
+    A replica holds the GPUs that dcgm-exporter says its pod holds; else as many as its label `gpus` says, of those on
+    the node that no other target has. It is starting until it first answers, ready while it does, then failed.
+    """
+
+    def __init__(self, edge: Edge, cluster: str) -> None:
+        self.edge, self.cluster = edge, cluster
+        self._gpus: dict[str, dict[int, GpuEntry]] = {}
+        self._pods: dict[str, dict[str, list[int]]] = {}
+        """Node -> Kubernetes pod -> GPUs that it holds."""
+        self._held: dict[str, dict[str, list[int]]] = {}
+        """Node -> replica -> GPUs that it was given."""
+        self._states: dict[str, tuple[ReplicaState, float]] = {}
+        self._sent: dict[str, tuple[NodeInventory, float]] = {}
+
+    async def run(self, slots: Callable[[], Collection[Slot]]) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.publish(slots(), asyncio.get_running_loop().time())
+
+    def seen(self, slot: Slot, reads: Sequence[Read]) -> None:
+        """Takes the GPUs that a page names."""
+        pods: dict[str, dict[str, list[int]]] = {}
+        for read in reads:
+            gpu = read.plan.gpu
+            if gpu is None:
+                continue
+            node = read.plan.node or slot.node
+            known = self._gpus.setdefault(node, {})
+            if gpu.gpu in known or len(known) < GPUS_MAX:
+                known[gpu.gpu] = gpu
+            held = pods.setdefault(node, {})
+            if read.plan.pod:
+                held.setdefault(read.plan.pod, []).append(gpu.gpu)
+        self._pods.update(pods)
+
+    def publish(self, slots: Collection[Slot], now: float) -> None:
+        """Sends the inventory of each node that has changed or is due. `now`: monotonic, s."""
+        by_node: dict[str, list[Slot]] = {node: [] for node in (*self._sent, *self._gpus)}
+        for slot in slots:
+            by_node.setdefault(slot.node, []).append(slot)
+        by_node.pop("-", None)
+        for node, there in by_node.items():
+            found = self._inventory(node, there)
+            before, at = self._sent.get(node, (None, 0.0))
+            same = before is not None and before.model_copy(update={"at_s": found.at_s}) == found
+            if (same and now - at < REPEAT_S) or (before is None and not found.replicas and not found.gpus):
+                continue
+            self._sent[node] = (found, now)
+            _, id = self.edge.next_batch()
+            self.edge.producer.send(NODE_SAMPLES, node, found.encode(), type=ce_type(NodeInventory.kind), id=id)
+        here = {replica for slot in slots for replica in _replicas(slot)}
+        self._states = {replica: state for replica, state in self._states.items() if replica in here}
+
+    def _inventory(self, node: str, slots: Sequence[Slot]) -> NodeInventory:
+        at_s = self.edge.at_s()
+        gpus = dict(self._gpus.get(node, {}))
+        held = {slot.target.replica: self._held.get(node, {}).get(slot.target.replica) for slot in slots}
+        replicas = []
+        for slot in slots:
+            target = slot.target
+            if target.pool is None or slot.is_gpu:
+                continue
+            mine = self._pods.get(node, {}).get(target.pod) if target.pod else None
+            if mine is None:
+                taken = {gpu for name, found in held.items() if name != target.replica for gpu in found or ()}
+                mine = held[target.replica]
+                if mine is None or len(mine) != (target.gpus or 0):
+                    free = (i for i in range(GPUS_MAX) if i not in taken and not _is_part(gpus.get(i)))
+                    mine = [next(free) for _ in range(target.gpus or 0)]
+            held[target.replica] = mine
+            for gpu in mine:
+                gpus.setdefault(gpu, GpuEntry(gpu=gpu, gpu_type=target.gpu_type or TYPE_UNKNOWN))
+            replicas += [self._entry(slot, name, mine, at_s) for name in _replicas(slot)]
+        self._held[node] = {name: found for name, found in held.items() if found is not None}
+        entries = [gpus[index] for index in sorted(gpus)]
+        return NodeInventory(node=node, cluster=self.cluster, at_s=at_s, gpus=entries, replicas=replicas[:GPUS_MAX])
+
+    def _entry(self, slot: Slot, replica: str, gpus: list[int], at_s: float) -> ReplicaEntry:
+        state: ReplicaState = "starting" if slot.since_s is None else "failed" if slot.dead else "ready"
+        before = self._states.get(replica)
+        since = before[1] if before is not None and before[0] == state else at_s
+        self._states[replica] = state, since
+        share = 1.0 / len(_replicas(slot))
+        assert slot.target.pool is not None
+        return ReplicaEntry(
+            replica=replica, pool=slot.target.pool, gpus=gpus, gpu_share=share, state=state, since_s=since
+        )
+
+
+def _replicas(slot: Slot) -> list[str]:
+    return slot.replicas or [slot.target.replica]
+
+
+def _is_part(gpu: GpuEntry | None) -> bool:
+    return gpu is not None and gpu.parent is not None
