@@ -11,6 +11,7 @@ from views.rows import Row, Rows
 
 REPLICAS_MAX = 64
 TENANTS_MAX = 50
+NODES_MAX = 50
 FINDINGS_MAX = 50
 DECISIONS_MAX = 40
 LETTERS_SHOWN = 5
@@ -30,6 +31,7 @@ def summary(rows: Rows, now_s: float, speed: float) -> dict[str, Any]:
         "fleet": _fleet(rows, served),
         "pools": [_pool(rows, row, served, now_s) for _, row in sorted(rows.tables["pools"].items())],
         "tenants": tenants(rows),
+        "nodes": _nodes(rows),
         "findings": _findings(rows),
         "decisions": [_decision(row) for row in newest_decisions(rows, DECISIONS_MAX)],
         "dead_letters": {
@@ -156,6 +158,22 @@ def _merge(values: Iterable[Served]) -> Served:
     for value in values:
         result = result.plus(value)
     return result
+
+
+def _nodes(rows: Rows) -> list[Row]:
+    """Nodes with their GPUs, and the replicas there that are slowed by a neighbour; those with something lost first."""
+    found = sorted(rows.tables["nodes"].values(), key=lambda n: (-n["gpus_lost"], n["node"], n["gpu_type"] or ""))
+    names = ("gpu", "pool", "status", "util_gpu_pct_mean")
+    shown = {(n["node"], n["gpu_type"]): n | {"gpus_of": [], "victims": []} for n in found[:NODES_MAX]}
+    for gpu in sorted(rows.tables["gpus"].values(), key=lambda g: g["gpu"]):
+        if (node := shown.get((gpu["node"], gpu["gpu_type"]))) is not None:
+            node["gpus_of"].append({k: gpu[k] for k in names})
+    for victim in rows.tables["interference"].values():
+        if victim["victim"]:
+            of = next((n for at, n in shown.items() if at[0] == victim["node"]), None)
+            if of is not None:
+                of["victims"].append({k: victim[k] for k in ("replica", "antagonist", "slowdown")})
+    return list(shown.values())
 
 
 def _findings(rows: Rows) -> list[Row]:

@@ -246,14 +246,14 @@ class Feed:
                     },
                 ),
             )
-            yield from self._shared(number, now, name, names, util)
+            yield from self._shared(pool, number, now, name, names)
 
-    def _shared(self, number: int, now: int, name: WindowName, names: list[str], util: float) -> Iterator[Item]:
+    def _shared(self, pool: Pool, number: int, now: int, name: WindowName, names: list[str]) -> Iterator[Item]:
         """Nodes, under the pool `-`, and what replicas that share a GPU suffer."""
         nodes = [f"node-{number * 4 + i}" for i in range(2)]
         sums = {"gpus": 8.0, "gpus_allocated": 6.0, "gpus_free": 2.0, "gpus_lost": 0.0, "replicas": 3}
         free = name._replace(pool="-", version=self._next())
-        columns = {"node": nodes, "gpu_type": ["H100"] * 2, "util_gpu_pct_mean": [util] * 2}
+        columns = {"node": nodes, "gpu_type": [pool.gpu_type] * 2, "power_w_mean": [4200.0] * 2}
         columns |= {key: [value] * 2 for key, value in sums.items()}
         yield POOL_SIGNALS, windows(NODE_WINDOWS, free.version, now, free, columns)
         verdict = {

@@ -73,6 +73,10 @@ async def test_summary_holds_what_the_page_shows(serve: Serve) -> None:
         assert tenant["usd_direct"] + tenant["usd_idle"] == pytest.approx(tenant["usd_total"])
         assert sum(p["requests"] for p in tenant["pools"]) == tenant["requests"]
     assert found["pools"][0]["spec"]["slo_ttft_s"] == 2.0
+    nodes = {n["node"]: n for n in found["nodes"]}
+    assert [g["gpu"] for g in nodes["node-0"]["gpus_of"]] == list(range(8))
+    assert [v["antagonist"] for v in nodes["node-0"]["victims"]] == ["batch-0"]
+    assert not nodes["node-1"]["victims"]
     assert found["fleet"]["findings_open"] == 1
     assert found["dead_letters"]["rows"] == 2
     assert found["service"]["actions"] is True
@@ -175,7 +179,17 @@ async def test_the_page_refers_to_nothing_elsewhere(serve: Serve) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert "style=" not in page
     assert "<script>" not in page
-    for name in ("app.js", "chart.js", "decisions.js", "dom.js", "format.js", "orders.js", "pools.js", "tenants.js"):
+    for name in (
+        "app.js",
+        "chart.js",
+        "decisions.js",
+        "dom.js",
+        "format.js",
+        "orders.js",
+        "pools.js",
+        "tenants.js",
+        "nodes.js",
+    ):
         async with client.get(f"/static/{name}") as answer:
             assert answer.status == 200
             assert answer.content_type == "text/javascript"

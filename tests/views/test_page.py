@@ -68,7 +68,14 @@ async def test_it_shows_the_fleet_without_complaint(page: Page) -> None:
             await page.browser.until(DRAWN)
             assert await page.browser.js("document.documentElement.scrollWidth - innerWidth") <= 0
             body = await page.text("body")
-            for words in (*(p.name for p in POOLS), "slow replica", "waits for you", "acme", "hold 300 s x 1.10 + 1"):
+            for words in (
+                *(p.name for p in POOLS),
+                "slow replica",
+                "waits for you",
+                "acme",
+                "1.30× by batch-0",
+                "hold 300 s x 1.10 + 1",
+            ):
                 assert words in body
     assert page.browser.complaints == []
 
@@ -118,7 +125,14 @@ async def test_empty_sections_teach(empty_page: Page) -> None:
     await empty_page.show()
     await empty_page.browser.until("document.querySelector('#banner').innerText.includes('No record')")
     body = await empty_page.text("body")
-    for words in ("No pools yet", "fleetloop demo", "No tenants yet", "No decisions yet", "Nothing found"):
+    for words in (
+        "No pools yet",
+        "fleetloop demo",
+        "No tenants yet",
+        "No nodes yet",
+        "No decisions yet",
+        "Nothing found",
+    ):
         assert words in body
     assert empty_page.browser.complaints == []
 

@@ -5,6 +5,7 @@ import { decisionItem, findingItem } from "./decisions.js";
 import { action, clock, num, pct, span, usd, words } from "./format.js";
 import { ask, lock, setRemedy, unlocked } from "./orders.js";
 import { grade, horizonOf, marksOf, poolCard } from "./pools.js";
+import { nodeTable } from "./nodes.js";
 import { tenantTable } from "./tenants.js";
 
 const POLL_MS = 1000;
@@ -27,6 +28,7 @@ function empty(title, ...rest) {
 const none = {
   pools: empty("No pools yet", "A pool appears with its first status. Apply one with ", el("code", { text: "fleetloop apply -f pools.yaml" }), " and let exporters and gateways send, or run ", el("code", { text: "fleetloop demo" }), "."),
   tenants: empty("No tenants yet", "Each tenant appears with the first cost window of a pool that served it: about 12 s after its first request ended."),
+  nodes: empty("No nodes yet", "A node appears with the first window of its GPUs: run ", el("code", { text: "fleetloop export nvml" }), " there, or scrape its dcgm-exporter."),
   decisions: empty("No decisions yet", "The planner proposes when the load, as it is or as forecast, no longer fits the replicas, and when a replica answers more slowly than its peers. Each decision will say why, what it should do, and what it did."),
   findings: empty("Nothing found", "Slow or failed replicas, idle and lost GPUs, collapsed batches and stale data are told here, with what they cost."),
 };
@@ -37,6 +39,7 @@ find("finding-list").after(none.findings);
 let all = false;
 const older = el("button", { type: "button", class: "quiet older", hidden: true, onclick: () => { all = !all; render(latest); } });
 none.decisions.after(older);
+const showNodes = nodeTable(find("nodes"), none.nodes);
 const showTenants = tenantTable(find("tenants"), none.tenants);
 
 // ---- the headline strip
@@ -173,6 +176,7 @@ function render(data) {
   for (const name of cards.keys()) if (!data.pools.some((p) => p.pool === name)) cards.delete(name);
   show(none.pools, data.pools.length === 0);
   showTenants(data.tenants);
+  showNodes(data.nodes);
   const timed = (make) => (item) => {
     const entry = make(item);
     return { node: entry.node, update: (value) => entry.update(value, latest.now_s) };
