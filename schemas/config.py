@@ -145,10 +145,17 @@ class LimitsSpec(Record):
     replicas_max: int = Field(20_000, ge=1, description="Replicas per partition.")
     config_objects_max: int = Field(100_000, ge=1, description="Objects of configuration, deleted ones too.")
     pools_max: int = Field(2_000, ge=1, description="Pools per partition.")
-    tenants_max: int = Field(10_000, ge=1, description="(tenant, class) pairs per pool; beyond: tenant `(other)`.")
+    tenants_max: int = Field(
+        10_000, ge=1, description="Rows of a pool and window; beyond, light tenants are `(other)`."
+    )
     node_samples_max: int = Field(
         2_000_000, ge=1, description="Samples of GPUs, and of engines, remembered per partition within the grace."
     )
+    histogram_samples_max: int = Field(
+        500_000, ge=1, description="Distributions of engines remembered per partition within the grace."
+    )
+    histogram_layouts_max: int = Field(64, ge=1, description="Different bucket bounds of engines per partition.")
+    texts_max: int = Field(20_000, ge=1, description="Names of engines, models and processes per partition.")
     node_segments_max: int = Field(
         100_000, ge=1, description="States of replicas remembered per partition within the grace."
     )
@@ -156,6 +163,11 @@ class LimitsSpec(Record):
         1_000_000, ge=1, description="Ids of node batches remembered per partition for deduplication."
     )
     request_ids_max: int = Field(5_000_000, ge=1, description="Request ids remembered per partition for deduplication.")
+    request_twins_max: int = Field(
+        200_000,
+        ge=1,
+        description="Ends kept per partition, where gateway and engine both report, until the other's has come.",
+    )
     decisions_max: int = Field(20_000, ge=1, description="Decisions remembered by the fleet fold.")
     open_decisions_max: int = Field(2_000, ge=1, description="Decisions not yet ended.")
     commands_max: int = Field(50_000, ge=1, description="Command ids remembered.")

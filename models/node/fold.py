@@ -1,39 +1,38 @@
 """The fold of the node level: samples and inventories of one partition in, windows per pool out.
 
-Log node.samples; results pool.signals. Samples are kept as they came, within the grace, and windows are computed
-from them: early ones (engines only) at each second of log time, closed ones when log time passes their end by
-the lateness, revised ones at the second after a sample that changes them. A window is published again only if its
-rows have changed. Version of everything: the offset of the record that made log time pass the second.
+Log node.samples; results pool.signals. Windows are computed from the samples that `models.node.records` keeps: early
+ones (engines only, without what their GPUs did) at each second of log time, closed ones when log time passes their end
+by the lateness, revised ones at the second after a sample that changes them, or, for what is read every 5 s only, when
+the next window closes. A window is published again only if its rows have changed. Interference is judged once, when a
+window closes. Version of everything: the offset of the record that made log time pass the second.
 """
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, ClassVar
 
 import numpy as np
 
-from models.fold import BaseFold
-from models.node import engines, gpus
-from models.node.holdings import GPUS_MAX, Holdings
-from models.node.samples import SampleStore
+from models.node import closing, engines, gpus, nodes
+from models.node.holdings import GPUS_MAX
+from models.node.interference import Interference
+from models.node.neighbours import neighbours
+from models.node.processes import SPEAKS_S
+from models.node.records import NodeRecords
 from models.windows import WINDOW_S, closed, content_crc, window_result, window_start
-from schemas.columns import Batch, Columns
-from schemas.errors import InvalidRecord
-from schemas.log import LogRecord
-from schemas.node import ENGINE_SAMPLES, GPU_SAMPLES, NodeInventory
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS
-from schemas.topics import ce_type
+from schemas.columns import Columns
+from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, INTERFERENCE_WINDOWS, NODE_WINDOWS
 
 CLOSES_MAX = 30
 """Windows closed at one second of log time. After an outage the rest follows at the next seconds: a bound on the work
 of one record."""
 
 
-class NodeFold(BaseFold):
+class NodeFold(NodeRecords):
     """One partition of node.samples."""
 
-    level = "node"
+    format: ClassVar[int] = 2
+    reads: ClassVar[tuple[int, ...]] = (2,)
     BOUNDS: ClassVar[tuple[tuple[str, str, str], ...]] = (
         ("holdings.nodes", "nodes_max", "overflow_nodes_total"),
         ("holdings.node_names", "nodes_max", "overflow_nodes_total"),
@@ -43,171 +42,34 @@ class NodeFold(BaseFold):
         ("holdings.pool_names", "pools_max", "overflow_pools_total"),
         ("holdings.segments", "node_segments_max", "overflow_segments_total"),
         ("holdings.segment_gpus", "node_segments_max", "overflow_segments_total"),
+        ("texts.codes", "texts_max", "overflow_texts_total"),
+        ("texts.names", "texts_max", "overflow_texts_total"),
         ("gpu_samples.data", "node_samples_max", "overflow_samples_total"),
         ("gpu_samples.last", "gpus_per_node_max", "overflow_gpus_total"),
         ("engine_samples.data", "node_samples_max", "overflow_samples_total"),
         ("engine_samples.last", "replicas_max", "overflow_replicas_total"),
+        ("processes.codes", "processes_per_node_max", "overflow_processes_total"),
+        ("processes.names", "processes_per_node_max", "overflow_processes_total"),
+        ("processes.counts", "nodes_max", "overflow_nodes_total"),
+        ("histograms.stores", "histogram_layouts_max", "overflow_histograms_total"),
         ("batches", "node_batches_max", "overflow_batches_total"),
         ("gpu_dirty", "grace_node_s", "late_rows_total"),
         ("engine_dirty", "grace_node_s", "late_rows_total"),
+        ("slow_dirty", "grace_node_s", "late_rows_total"),
         ("emitted", "pools_max", "overflow_pools_total"),
+        ("interference.banks", "neighbours_max", "overflow_neighbours_total"),
+        ("interference.slots", "replicas_max", "overflow_replicas_total"),
+        ("interference.alone", "pools_max", "overflow_pools_total"),
+        ("interference.counters", "neighbours_max", "overflow_neighbours_total"),
     )
-    """(container, setting that bounds it, metric that counts what the bound kept out)."""
+    """(container, setting that bounds it, metric that counts what the bound kept out). What a store within
+    `processes` and `histograms` holds is bounded by node_samples_max and histogram_samples_max."""
 
     def __init__(self, topic: str, partition: int, partitions: dict[str, int]) -> None:
         super().__init__(topic, partition, partitions)
-        self.handlers = {
-            GPU_SAMPLES.type: self._gpus,
-            ENGINE_SAMPLES.type: self._engines,
-            ce_type(NodeInventory.kind): self._inventory,
-        }
-        self.holdings = Holdings()
-        self.gpu_samples = SampleStore(len(gpus.COLUMNS))
-        self.engine_samples = SampleStore(len(engines.COLUMNS))
-        self.batches: dict[str, list[int]] = {}
-        """Id of a batch or inventory -> CRC-32 of its bytes, second of log time."""
-        self.next_close: int | None = None
-        """Start of the earliest window not yet closed, Unix s."""
-        self.horizon = 0
-        """Start of the earliest window that may still change, Unix s."""
-        self.gpu_dirty: dict[int, bool] = {}
-        self.engine_dirty: dict[int, bool] = {}
-        """Starts of closed windows that have changed since."""
+        self.interference = Interference()
         self.emitted: dict[str, list[int]] = {}
         """`kind/pool/start` -> start and CRC-32 of what was last published, closed or not."""
-
-    # -- records ---------------------------------------------------------------------------------------------
-
-    def _gpus(self, record: LogRecord, batch: Batch) -> None:
-        name = _node_name(record, batch.meta.get("node", ""))
-        node = self._node(name)
-        if self._seen(record, _batch_id("gpu", name, record, batch)):
-            return
-        batch = self.check_times(record, batch, self.limits.grace_node_s)
-        beyond = batch.numbers["gpu"] >= self.limits.gpus_per_node_max
-        if beyond.any():
-            self.count("overflow_gpus_total", int(beyond.sum()))
-            remedy = f"at most {self.limits.gpus_per_node_max} GPUs a node (limits.gpus_per_node_max)"
-            shown = float(batch.numbers["gpu"][beyond][0])
-            batch = self.refuse_rows(record, batch, beyond, "overflow", "gpu", shown, remedy)
-        subjects = node["code"] * GPUS_MAX + batch.numbers["gpu"]
-        values = [_flags(batch, "lost"), *(batch.numbers[column] for column in gpus.COLUMNS[1:])]
-        self._add(record, batch, self.gpu_samples, self.gpu_dirty, subjects, values)
-
-    def _engines(self, record: LogRecord, batch: Batch) -> None:
-        name = _node_name(record, batch.meta.get("node", ""))
-        self._node(name)
-        if self._seen(record, _batch_id("engine", name, record, batch)):
-            return
-        batch = self.check_times(record, batch, self.limits.grace_node_s)
-        codes = batch.codes["replica"]
-        replicas = batch.values["replica"]
-        found = np.full(len(replicas), -1.0)
-        for value in np.unique(codes).tolist():
-            code = self.holdings.replica(name, replicas[value], self.limits.replicas_max)
-            found[value] = -1.0 if code is None else code
-        subjects = found[codes]
-        beyond = subjects < 0
-        if beyond.any():
-            self.count("overflow_replicas_total", int(beyond.sum()))
-            remedy = f"at most {self.limits.replicas_max} replicas a partition (limits.replicas_max)"
-            shown = replicas[int(codes[beyond][0])]
-            batch = self.refuse_rows(record, batch, beyond, "overflow", "replica", shown, remedy)
-            subjects = subjects[~beyond]
-        values = [_flags(batch, "dead"), *(batch.numbers[column] for column in engines.COLUMNS[1:])]
-        self._add(record, batch, self.engine_samples, self.engine_dirty, subjects, values)
-
-    def _add(
-        self,
-        record: LogRecord,
-        batch: Batch,
-        store: SampleStore,
-        dirty: dict[int, bool],
-        subjects: np.ndarray,
-        values: list[np.ndarray],
-    ) -> None:
-        at = batch.numbers["at_s"]
-        if not batch.rows:
-            return
-        if store.size + batch.rows > self.limits.node_samples_max:
-            self.count("overflow_samples_total", batch.rows)
-            remedy = "send fewer samples, or raise limits.node_samples_max"
-            self.refuse_rows(record, batch, np.ones(batch.rows, bool), "overflow", "at_s", float(at[0]), remedy)
-            return
-        # `last_at_s` of a silent engine is in every later window too.
-        speaks_s = np.inf if store is self.engine_samples else self.limits.sample_gap_s
-        added = store.add(subjects, at, np.array(values), speaks_s)
-        self.count("duplicate_samples_total", added.duplicates)
-        self.count("samples_total", batch.rows - added.duplicates)
-        from_s = added.from_s
-        if store is self.engine_samples and len(added.new):
-            # The first sample of a young engine counts from its start.
-            start = values[engines.START][added.new]
-            young = start[at[added.new] - start <= self.limits.grace_node_s]
-            from_s = min(from_s, float(young.min(initial=np.inf)))
-        self._mark(dirty, from_s, added.to_s)
-
-    def _inventory(self, record: LogRecord, item: NodeInventory) -> None:
-        if record.key and record.key != item.node:
-            raise InvalidRecord("invalid", "node", item.node, f"must equal the key {record.key!r}")
-        now_s = self.log_ms / 1000
-        if item.at_s > now_s + self.limits.future_s:
-            raise InvalidRecord("in_future", "at_s", item.at_s, f"log time is {now_s:.3f}: set the sender's clock")
-        node = self._node(item.node)
-        if self._seen(record, f"inventory/{item.node}/{item.at_s!r}"):
-            return
-        if item.at_s < node["at_s"]:
-            self.count("inventory_outdated_total")  # absolute and overtaken: nothing is lost with it
-            return
-        if self.holdings.segments.shape[1] + len(item.replicas) > self.limits.node_segments_max:
-            self.count("overflow_segments_total")
-            raise InvalidRecord("overflow", "replicas", len(item.replicas), "raise limits.node_segments_max")
-        beyond = sum(entry.gpu >= self.limits.gpus_per_node_max for entry in item.gpus)
-        self.count("overflow_gpus_total", beyond)
-        changed_s, left_out = self.holdings.take(node, item, now_s, self.limits)
-        for metric, entries in left_out.items():
-            self.count(metric, len(entries))
-            reason = "overflow" if metric.startswith("overflow") else "invalid"
-            remedy = "name a replica once, and keep within limits.replicas_max and limits.pools_max"
-            refused = InvalidRecord(reason, f"replicas.{metric}", item.replicas[entries[0]].replica, remedy)
-            self.refuse(record, refused, entries)
-        if changed_s < np.inf:
-            self._mark(self.engine_dirty, changed_s, now_s)
-            self._mark(self.gpu_dirty, changed_s, now_s)
-
-    def _node(self, name: str) -> dict[str, Any]:
-        node = self.holdings.node(name, self.log_ms / 1000, self.limits.nodes_max)
-        if node is None:
-            self.count("overflow_nodes_total")
-            raise InvalidRecord("overflow", "node", name, f"at most {self.limits.nodes_max} nodes a partition")
-        return node
-
-    def _seen(self, record: LogRecord, id: str) -> bool:
-        """Whether a fact was taken before. Raises InvalidRecord where it then said something else."""
-        if not id:
-            return False
-        crc = zlib.crc32(record.value)
-        known = self.batches.get(id)
-        if known is None:
-            if len(self.batches) >= self.limits.node_batches_max:
-                self.count("overflow_batches_total")
-                del self.batches[next(iter(self.batches))]
-            self.batches[id] = [crc, self.log_ms // 1000]
-            return False
-        if known[0] != crc:
-            raise InvalidRecord("conflict", "id", id, "this id came before with other content: use each once")
-        self.count("duplicate_batches_total")
-        return True
-
-    def _mark(self, dirty: dict[int, bool], from_s: float, to_s: float) -> None:
-        """Notes that closed windows between two times may have changed."""
-        if self.next_close is None or not from_s < self.next_close:
-            return
-        first = max(window_start(self.log_ms / 1000 - self.limits.grace_node_s), self.horizon)
-        first = window_start(max(from_s, first))
-        last = window_start(min(to_s, self.next_close - 1))
-        for start in range(first, last + 1, WINDOW_S):
-            dirty[start] = True
 
     # -- windows ---------------------------------------------------------------------------------------------
 
@@ -219,26 +81,47 @@ class NodeFold(BaseFold):
             self.next_close = window_start(now_s - limits.lateness_s)
             self.horizon = window_start(now_s - limits.grace_node_s)
             return
-        closing: dict[int, bool] = {}
-        while closed(self.next_close, now_s, limits.lateness_s) and len(closing) < CLOSES_MAX:
-            closing[self.next_close] = True
+        first = self.next_close
+        while closed(self.next_close, now_s, limits.lateness_s) and self.next_close < first + CLOSES_MAX * WINDOW_S:
             self.next_close += WINDOW_S
-        open_now = range(window_start(now_s - limits.lateness_s), window_start(now_s) + 1, WINDOW_S)
-        gpu_starts = sorted({**self.gpu_dirty, **closing})
-        engine_starts = sorted({**self.engine_dirty, **closing, **dict.fromkeys(open_now, True)})
+        closing_now = dict.fromkeys(range(first, self.next_close, WINDOW_S), True)
+        late = {**self.gpu_dirty, **self.engine_dirty}
+        if closing_now:
+            late |= self.slow_dirty
+            self.slow_dirty.clear()
         self.gpu_dirty.clear()
         self.engine_dirty.clear()
-        if gpu_starts:
-            series = self.gpu_samples.series()
-            for start in gpu_starts:
-                found = gpus.gpu_windows(series, self.holdings, start, now_s, limits.sample_gap_s)
-                self._publish(GPU_WINDOWS, "gpu", start, found)
+        open_now = range(window_start(now_s - limits.lateness_s), window_start(now_s) + 1, WINDOW_S)
         series = self.engine_samples.series()
-        gap_s, stale_s, grace_s = limits.sample_gap_s, limits.inventory_stale_s, limits.grace_node_s
-        for start in engine_starts:
-            found = engines.engine_windows(series, self.holdings, start, now_s, gap_s, stale_s, grace_s)
-            self._publish(ENGINE_WINDOWS, "engine", start, found)
+        done = sorted({**late, **closing_now})
+        if done:
+            self._close(done, closing_now, series, now_s)
+        for start in open_now:
+            if start >= self.next_close:
+                table = engines.engine_table(series, self.holdings, self.texts, start, now_s, limits)
+                self._publish(ENGINE_WINDOWS, "engine", start, engines.by_pool(table, self.holdings))
         self._prune(now_s)
+
+    def _close(self, starts: list[int], new: dict[int, bool], series: Any, now_s: float) -> None:
+        """Publishes closed windows: those in `new` for the first time."""
+        limits, holdings = self.limits, self.holdings
+        of_gpus = self.gpu_samples.series()
+        for start in starts:
+            processes = self.processes.table(self.texts, start, limits)
+            on = gpus.gpu_table(of_gpus, holdings, start, now_s, limits.sample_gap_s, processes)
+            self._publish(GPU_WINDOWS, "gpu", start, gpus.by_pool(on, holdings))
+            on_nodes = nodes.node_windows(on, holdings, start)
+            if on_nodes:
+                self._publish(NODE_WINDOWS, "node", start, {gpus.UNUSED: on_nodes})
+            table = engines.engine_table(series, holdings, self.texts, start, now_s, limits)
+            table = closing.joined(table, on, self.histograms, processes, holdings, start, limits)
+            self._publish(ENGINE_WINDOWS, "engine", start, engines.by_pool(table, holdings))
+            if start in new:
+                near, left_out = neighbours(table, holdings, processes, limits.neighbours_max)
+                self.count("overflow_neighbours_total", left_out)
+                seen = closing.observed(table, holdings, near)
+                found = self.interference.step(start, seen, limits) if seen else {}
+                self._publish(INTERFERENCE_WINDOWS, "interference", start, found)
 
     def _publish(self, kind: Columns, short: str, start: int, found: dict[str, dict[str, Any]]) -> None:
         assert self.next_close is not None
@@ -260,11 +143,17 @@ class NodeFold(BaseFold):
             return
         self.horizon = horizon
         gap_s = self.limits.sample_gap_s
-        none = np.zeros(0, np.int64)
+        none, held = np.zeros(0, np.int64), self.holdings.held_codes()
         self.gpu_samples.prune(horizon - gap_s, horizon - grace_s, gpus.STATUS, none)
-        self.engine_samples.prune(horizon - gap_s, horizon - grace_s, engines.STATUS, self.holdings.held_codes())
+        self.engine_samples.prune(horizon - gap_s, horizon - grace_s, engines.STATUS, held)
+        self.processes.prune(horizon - SPEAKS_S, horizon - grace_s)
+        self.histograms.prune(horizon - gap_s, horizon - grace_s, held)
         sampled = set(self.engine_samples.last) | {int(code) // GPUS_MAX for code in self.gpu_samples.last}
-        self.holdings.prune(horizon, now_s - self.limits.inventory_stale_s - 2 * grace_s, sampled)
+        sampled |= self.histograms.replicas() | {node for node, _, _ in self.processes.names.values()}
+        labelled = self.engine_samples.distinct(engines.POOL)
+        self.holdings.prune(horizon, now_s - self.limits.inventory_stale_s - 2 * grace_s, sampled, labelled)
+        texts = [self.engine_samples.distinct(engines.AT[name]) for name in engines.TEXTS]
+        self.texts.prune(np.concatenate((*texts, self.processes.texts())))
         self.emitted = {key: mark for key, mark in self.emitted.items() if mark[0] >= horizon}
         for id, _ in _older(self.batches, int(now_s - 2 * grace_s)):
             del self.batches[id]
@@ -275,33 +164,48 @@ class NodeFold(BaseFold):
         """See BaseFold."""
         return {
             "holdings": self.holdings.state(),
+            "texts": self.texts.state(),
             "gpu_samples": self.gpu_samples.state(),
             "engine_samples": self.engine_samples.state(),
+            "processes": self.processes.state(),
+            "histograms": self.histograms.state(),
+            "interference": self.interference.state(),
             "batches": self.batches,
             "next_close": self.next_close,
             "horizon": self.horizon,
             "gpu_dirty": self.gpu_dirty,
             "engine_dirty": self.engine_dirty,
+            "slow_dirty": self.slow_dirty,
             "emitted": self.emitted,
         }
 
     def restore(self, state: dict[str, Any], version: int) -> None:
         """See BaseFold."""
         self.holdings.restore(state["holdings"])
+        self.texts.restore(state["texts"])
         self.gpu_samples.restore(state["gpu_samples"])
         self.engine_samples.restore(state["engine_samples"])
+        self.processes.restore(state["processes"])
+        self.histograms.restore(state["histograms"])
+        self.interference.restore(state["interference"])
         self.batches, self.emitted = state["batches"], state["emitted"]
         self.next_close, self.horizon = state["next_close"], state["horizon"]
         self.gpu_dirty, self.engine_dirty = state["gpu_dirty"], state["engine_dirty"]
+        self.slow_dirty = state["slow_dirty"]
 
     def metrics(self) -> dict[str, float]:
         """Counters, and how much is held."""
+        found = super().metrics()
+        for name, n in self.interference.counters.items():
+            found[name] = found.get(name, 0.0) + n
         return {
-            **super().metrics(),
+            **found,
             "nodes": float(len(self.holdings.nodes)),
             "replicas": float(len(self.holdings.replicas)),
+            "processes": float(len(self.processes.names)),
             "gpu_samples": float(self.gpu_samples.size),
             "engine_samples": float(self.engine_samples.size),
+            "histogram_samples": float(self.histograms.size),
         }
 
 
@@ -312,27 +216,3 @@ def _older(batches: dict[str, list[int]], second: int) -> list[tuple[str, list[i
             break
         found.append(item)
     return found
-
-
-def _flags(batch: Batch, bad: str) -> np.ndarray:
-    """1 where a row's status is `bad`, 0 where it is another, NaN where it is unknown."""
-    flags: np.ndarray = np.array([*(float(value == bad) for value in batch.values["status"]), np.nan])
-    flagged: np.ndarray = flags[batch.codes["status"]]
-    return flagged
-
-
-def _node_name(record: LogRecord, said: str) -> str:
-    """The node of a batch: the key, which the metadata may repeat. Raises InvalidRecord where they differ."""
-    name = said or record.key
-    if record.key and name != record.key:
-        raise InvalidRecord("invalid", "node", said, f"must equal the key {record.key!r}")
-    if not name or len(name) > 200 or "/" in name or not name.isprintable():
-        raise InvalidRecord("invalid", "node", name, "as key, send a node name of 1 to 200 characters, no slash")
-    return name
-
-
-def _batch_id(kind: str, node: str, record: LogRecord, batch: Batch) -> str:
-    """What names a batch: node, exporter start and sequence; else the record's own id; empty where there is none."""
-    if "start_s" in batch.meta and "seq" in batch.meta:
-        return f"{kind}/{node}/{batch.meta['start_s']}/{batch.meta['seq']}"
-    return f"{kind}/{node}/id/{record.id}" if record.id else ""

@@ -20,7 +20,8 @@ GPUS_MAX = 1024
 """GPU indices are below this: a GPU's code is node code x GPUS_MAX + index."""
 STATES = ("starting", "ready", "draining", "asleep", "failed", "unknown")
 _REPLICA, _POOL, _FROM, _TO, _BILLED, _GPUS, _STATE = range(7)
-_UNKNOWN = STATES.index("unknown")
+_STARTING, _DRAINING = STATES.index("starting"), STATES.index("draining")
+UNKNOWN = STATES.index("unknown")
 _FAILED = STATES.index("failed")
 
 
@@ -41,6 +42,25 @@ class Held(NamedTuple):
     """float64 [N]: time in the window that it was billed, s."""
     last: np.ndarray
     """bool [N]: false where the replica has gone over to another pool since: its samples count there."""
+    loading_s: np.ndarray
+    """float64 [N]: time in the window that it was billed and started, s."""
+    draining_s: np.ndarray
+    """float64 [N]: time in the window that it was billed and drained, s."""
+    segment: np.ndarray
+    """int64 [N]: number of its last segment; -1 where no inventory names it."""
+
+
+class Use(NamedTuple):
+    """A replica on a GPU, for a time."""
+
+    pool: int
+    replica: int
+    from_s: float
+    to_s: float
+    state: int
+    billed: bool
+    share: float
+    """Share of the GPU that is billed to it."""
 
 
 class Holdings:
@@ -49,7 +69,8 @@ class Holdings:
     def __init__(self) -> None:
         self.code = 0
         self.nodes: dict[str, dict[str, Any]] = {}
-        """Node -> code, at_s (of its inventory), inventory_s and heard_s (log time), gpus: [[index, type], ...]."""
+        """Node -> code, at_s (of its inventory), inventory_s and heard_s (log time), gpus: [[index, type, parent,
+        memory in bytes], ...] (None: unknown), dropped: kind -> [start of the exporter, batches that it dropped]."""
         self.node_names: dict[int, str] = {}
         self.replicas: dict[str, int] = {}
         """`node/replica` -> code."""
@@ -75,6 +96,7 @@ class Holdings:
             if len(self.nodes) >= nodes_max:
                 return None
             node = {"code": self._next(), "at_s": -1.0, "inventory_s": -1.0, "heard_s": now_s, "gpus": []}
+            node["dropped"] = {}
             self.nodes[name] = node
             self.node_names[node["code"]] = name
         node["heard_s"] = now_s
@@ -106,8 +128,10 @@ class Holdings:
         infinite if nothing did), and metric -> numbers of the replica entries that were left out."""
         changed_s = math.inf
         left_out: dict[str, list[int]] = {}
-        types = {g.gpu: g.gpu_type for g in item.gpus if g.gpu < limits.gpus_per_node_max}
-        node.update(at_s=item.at_s, inventory_s=now_s, gpus=[[g, types[g]] for g in sorted(types)])
+        gpus = {g.gpu: g for g in item.gpus if g.gpu < limits.gpus_per_node_max}
+        types = {g: entry.gpu_type for g, entry in gpus.items()}
+        listed = [[g, types[g], gpus[g].parent, gpus[g].mem_total_bytes] for g in sorted(gpus)]
+        node.update(at_s=item.at_s, inventory_s=now_s, gpus=listed)
         open_now = self._open(item.node)
         taken: dict[int, int] = {}
         for number, entry in enumerate(item.replicas):
@@ -119,8 +143,8 @@ class Holdings:
                 continue
             taken[code] = number
             self.replica_names[code][2] = types.get(entry.gpus[0]) if entry.gpus else None
-            gpus = [node["code"] * GPUS_MAX + g for g in entry.gpus]
-            changed_s = min(changed_s, self._change(open_now.pop(code, None), code, pool, entry, gpus, item.at_s))
+            on = [node["code"] * GPUS_MAX + g for g in entry.gpus]
+            changed_s = min(changed_s, self._change(open_now.pop(code, None), code, pool, entry, on, item.at_s))
         for segment in open_now.values():
             self.segments[_TO, segment] = max(item.at_s, self.segments[_FROM, segment])
             changed_s = min(changed_s, item.at_s)
@@ -161,43 +185,58 @@ class Holdings:
         end_s = min(end_s, now_s)
         segments = self.segments
         seen = (segments[_FROM] <= end_s) & (segments[_TO] > start_s) & (segments[_TO] > segments[_FROM])
-        rows = segments[:, seen]
-        rows = rows[:, np.lexsort((rows[_FROM], rows[_REPLICA], rows[_POOL]))]
+        rows, index = segments[:, seen], np.flatnonzero(seen)
+        order = np.lexsort((rows[_FROM], rows[_REPLICA], rows[_POOL]))
+        rows, index = rows[:, order], index[order]
         n = rows.shape[1]
         begins = np.ones(n, bool)
         begins[1:] = (rows[_POOL, 1:] != rows[_POOL, :-1]) | (rows[_REPLICA, 1:] != rows[_REPLICA, :-1])
         group = np.cumsum(begins) - 1
         lies = overlap(rows[_FROM], rows[_TO], start_s, end_s) * rows[_BILLED]
-        allocated_s = np.bincount(group, lies, int(begins.sum()))
+        allocated_s, loading_s, draining_s = (
+            np.bincount(group, lies * chosen, int(begins.sum()))
+            for chosen in (np.ones(n), rows[_STATE] == _STARTING, rows[_STATE] == _DRAINING)
+        )
         final = np.ones(n, bool)
         final[:-1] = begins[1:]
-        rows = rows[:, final]
+        rows, index = rows[:, final], index[final]
         over = rows[_TO] <= end_s
         state = rows[_STATE].astype(np.int64)
         # One that vanished while it served has failed; draining and asleep ones were meant to go.
         state[over & (state <= STATES.index("ready"))] = _FAILED
         replica = rows[_REPLICA].astype(np.int64)
         heard = [self.nodes[self.replica_names[code][1]]["inventory_s"] for code in replica.tolist()]
-        state[end_s - np.array(heard, np.float64) > stale_s] = _UNKNOWN
+        state[end_s - np.array(heard, np.float64) > stale_s] = UNKNOWN
         latest: dict[int, float] = {}
         for code, from_s in zip(replica.tolist(), rows[_FROM].tolist(), strict=True):
             latest[code] = max(from_s, latest.get(code, from_s))
         last = rows[_FROM] == np.array([latest[code] for code in replica.tolist()], np.float64)
         billed = (rows[_BILLED] * ~over).astype(np.int64)
-        return Held(rows[_POOL].astype(np.int64), replica, state, billed, rows[_GPUS], allocated_s, last)
+        pool = rows[_POOL].astype(np.int64)
+        return Held(pool, replica, state, billed, rows[_GPUS], allocated_s, last, loading_s, draining_s, index)
 
-    def gpu_pools(self, start_s: float, end_s: float) -> dict[int, list[int]]:
-        """GPU code -> codes of the pools whose replicas were on it in the window, in order of their segments."""
-        found: dict[int, list[int]] = {}
+    def uses(self, start_s: float, end_s: float) -> dict[int, list[Use]]:
+        """GPU code -> what replicas were on it in [start, end), in order of their segments."""
+        found: dict[int, list[Use]] = {}
         segments = self.segments
         seen = (segments[_FROM] < end_s) & (segments[_TO] > start_s) & (segments[_TO] > segments[_FROM])
         for i in np.flatnonzero(seen).tolist():
-            pool = int(segments[_POOL, i])
-            for gpu in self.segment_gpus[i]:
-                pools = found.setdefault(gpu, [])
-                if pool not in pools:
-                    pools.append(pool)
+            replica, pool, from_s, to_s, billed, held, state = segments[:, i].tolist()
+            gpus = self.segment_gpus[i]
+            for gpu in gpus:
+                use = Use(int(pool), int(replica), from_s, to_s, int(state), bool(billed), held / len(gpus))
+                found.setdefault(gpu, []).append(use)
         return found
+
+    def with_unnamed(self, held: Held, replicas: np.ndarray, pools: np.ndarray) -> Held:
+        """With rows for replicas (codes) that no inventory names, in the pools (codes) that their samples say."""
+        if not len(replicas):
+            return held
+        n = len(replicas)
+        none, zero, true = np.zeros(n), np.zeros(n, np.int64), np.ones(n, bool)
+        more = Held(pools, replicas, zero + UNKNOWN, zero, none, none, true, none, none, zero - 1)
+        order = np.lexsort((np.append(held.replica, replicas), np.append(held.pool, pools)))
+        return Held(*(np.append(a, b)[order] for a, b in zip(held, more, strict=True)))
 
     def held_codes(self) -> np.ndarray:
         """Codes of the replicas that are held now."""
@@ -206,9 +245,10 @@ class Holdings:
 
     # -- forgetting ------------------------------------------------------------------------------------------
 
-    def prune(self, horizon_s: float, silent_since_s: float, sampled: set[int]) -> None:
+    def prune(self, horizon_s: float, silent_since_s: float, sampled: set[int], labelled: np.ndarray) -> None:
         """Forgets segments that ended before `horizon_s`, replicas without segments and samples, pools without
-        segments, and nodes without replicas not heard of since `silent_since_s`. `sampled`: codes with samples."""
+        segments and samples, and nodes without replicas not heard of since `silent_since_s`. `sampled`: codes with
+        samples; `labelled`: codes of the pools that samples name."""
         keep = self.segments[_TO] > horizon_s
         if not keep.all():
             self.segments = self.segments[:, keep]
@@ -216,7 +256,7 @@ class Holdings:
         held = dict.fromkeys(self.segments[_REPLICA].astype(np.int64).tolist())
         self.replicas = {k: c for k, c in self.replicas.items() if c in held or c in sampled}
         self.replica_names = {c: self.replica_names[c] for c in self.replicas.values()}
-        pools = dict.fromkeys(self.segments[_POOL].astype(np.int64).tolist())
+        pools = dict.fromkeys(np.append(self.segments[_POOL], labelled).astype(np.int64).tolist())
         self.pools = {k: c for k, c in self.pools.items() if c in pools}
         self.pool_names = {c: k for k, c in self.pools.items()}
         busy = {names[1] for names in self.replica_names.values()}

@@ -156,6 +156,11 @@ class SampleStore:
         order = np.lexsort((at, subject))
         return Series(subject[order], at[order], None, self.data[2:], order)
 
+    def distinct(self, column: int) -> np.ndarray:
+        """The known values of a column, ascending."""
+        values = np.unique(self.data[2 + column, : self.size])
+        return values[~np.isnan(values)]
+
     def prune(self, horizon_s: float, oldest_s: float, answered: int, held: np.ndarray) -> None:
         """Forgets samples before `horizon_s`, except each subject's last that answered (0 or NaN in column
         `answered`), from which the next delta counts; that one too if it is before `oldest_s` and the subject is

@@ -171,3 +171,29 @@ def _share(
     spread = series.at - pairs.from_s
     held = overlap(pairs.from_s, series.at, start_s, end_s)
     return np.where(spread > 0, held / np.where(spread > 0, spread, 1.0), inside), held
+
+
+def missed(series: Series, number: np.ndarray, dead: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
+    """float64 [G], whole: readings that failed in the window; NaN where nothing tells.
+
+    `number` [R]: of the reading, NaN = unknown: what lies between two that differ by more than one has failed, evenly
+    in between and rounded so that adjoining windows add up. `dead` [R]: readings that say themselves that they failed;
+    they count where no numbers do.
+    """
+    size = len(series.subjects)
+    valid = ~np.isnan(number) & ~dead
+    pairs = _pairs(series, valid, np.full(len(number), np.nan), 0.0)
+    gap = number - number[pairs.before]
+    counted = pairs.has & (gap > 0)
+    spread = np.where(counted, series.at - pairs.from_s, 1.0)
+    until = [np.clip(t, pairs.from_s, series.at) - pairs.from_s for t in (start_s, end_s)]
+    first, last = (np.floor(np.where(counted, gap - 1, 0.0) * t / spread) for t in until)
+    found = np.bincount(series.group, last - first, size)
+    index = np.where(valid, np.arange(len(valid)), len(valid))
+    following = np.minimum.accumulate(index[::-1])[::-1]
+    after = np.minimum(following, max(len(valid) - 1, 0))
+    told = (following < len(valid)) & counted[after] & (series.group[after] == series.group)
+    alone = dead & ~told & within(series, start_s, end_s)
+    found += np.bincount(series.group[alone], minlength=size)
+    tells = np.bincount(series.group[valid | dead], minlength=size) > 0
+    return np.where(tells, found, np.nan)
