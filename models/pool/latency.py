@@ -1,9 +1,10 @@
 """Why a pool's latency is what it is: p99 of TTFT and TPOT against target and norm, the excess split over causes.
 
 One look a closed 10 s window. A metric breaks when its p99 is above the pool's target, or above its own norm by half
-and by four of its ordinary deviations. The finding opens when two of the last three windows broke and closes after
-`CLOSE_WINDOWS` in which none did. The split rests on means per replica (see latency_causes), in request seconds above
-the usual, of the last windows (half-life 30 s): what requests report when they end happened to them before.
+and by four of its ordinary deviations. The finding opens when two of the last three windows broke the target or three
+on end the norm, and closes after `CLOSE_WINDOWS` in which nothing was broken. The split rests on means per replica (see
+latency_causes), in request seconds above the usual, of the last windows (half-life 30 s): what requests report when
+they end happened to them before.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from models.pool.latency_causes import (
 from models.pool.latency_norms import Norm, ln
 from models.pool.latency_signals import DEMAND_WINDOWS, Seen, Whole, seen, whole
 from models.pool.latency_steps import Steps
-from models.pool.latency_text import clauses, ranked, sentence
+from models.pool.latency_text import SAID_MIN, clauses, ranked, sentence
 from models.pool.windows import SIZE_S, TTFT_N, TTFT_S, R, Row, Windows
 from models.sketches import Histogram
 from schemas.config import PoolSpec
@@ -42,12 +43,19 @@ SPAN = 6
 NORM_FACTOR, NORM_DEVIATIONS = 1.5, 4.0
 NORM_SHARE = 0.1
 """A p99 below this share of its target breaks nothing, whatever was usual."""
-OPEN_OF = 3
+OPEN_OF, OPEN_TARGET = 3, 2
+"""A finding opens when so many of the last windows broke something, or so many of them the target."""
 CLOSE_WINDOWS = 4
 BROKEN_WEIGHT = 0.03
 """What a window that breaks teaches of what is usual: a lasting change becomes the norm in hours, not in minutes."""
 KEEP = 2.0 ** (-1 / 3)
 """Per window: half-life 30 s."""
+WAITED_MIN = 1.0
+"""Request seconds of waiting from which its causes are worth remembering."""
+GATEWAY_FACTOR = 1.2
+"""A gateway's TTFT above the engines' by more than this was waited for before them."""
+STEP_LN = 0.02
+"""Slowness below this is forgotten."""
 FRESH_S = 60
 """A replica has just started for so long after it was last seen loading, or restarted."""
 WINDOWS_SAID = 3
@@ -70,7 +78,20 @@ class Sight(NamedTuple):
 class Latency:
     """One pool's latency: what is usual, what is above it now, and the finding that is open."""
 
-    __slots__ = ("above", "broken", "found", "fresh", "norms", "quiet", "said", "steps", "told", "usual", "weights")
+    __slots__ = (
+        "above",
+        "apart",
+        "broken",
+        "found",
+        "fresh",
+        "norms",
+        "quiet",
+        "said",
+        "steps",
+        "told",
+        "usual",
+        "weights",
+    )
 
     def __init__(self) -> None:
         self.usual = Usual()
@@ -81,12 +102,14 @@ class Latency:
         """Metric -> cause -> request seconds above the usual, of the last windows."""
         self.weights: Parts = {}
         """Cause -> ln of what has changed, weighted by the waiting time at that moment, of the last windows."""
+        self.apart: dict[str, float] = {}
+        """Replica -> ln of slowness without a known cause, summed over the last windows."""
         self.said: dict[str, list[Any]] = {}
         """Cause -> [request seconds when it was greatest of late, its figures then]."""
         self.fresh: dict[str, int] = {}
         """Replica -> start of the window in which it last loaded or restarted, within `FRESH_S`."""
-        self.broken: list[bool] = []
-        """Whether the last windows broke, oldest first."""
+        self.broken: list[int] = []
+        """Of the last windows, oldest first: 0 nothing broke, 1 a norm did, 2 a target."""
         self.quiet = 0
         """Windows on end in which none did."""
         self.found: list[Any] | None = None
@@ -113,6 +136,7 @@ class Latency:
             if value is not None and value > limits[metric]
         }
         self._remember(sight)
+        self._name_later(sight.slow)
         self._learn(sight, p99_s, BROKEN_WEIGHT if over else 1.0)
         self._judge(start_s, windows, spec, p99_s, over)
 
@@ -153,35 +177,37 @@ class Latency:
             one.name: replica_factors(one, slow[one.name], common, load_shares.get(one.name, 1.0), pool, self.usual)
             for one in replicas
         }
-        excess: dict[str, Parts] = {metric: {} for metric in METRICS}
         waited = 0.0
         for one in replicas:
             wait_s = one.firsts * self.usual.above("queue_s", one.queue_s)
             waited += wait_s
-            weight = wait_s + one.waiting
-            for cause, value in factors[one.name].items():
-                self.weights[cause] = self.weights.get(cause, 0.0) + weight * value
-            self.weights["all"] = self.weights.get("all", 0.0) + weight
+            self._weigh(factors[one.name], wait_s + one.waiting)
+        beyond_s = self._at_the_gateway_s(start_s, windows)
+        self._weigh(common, beyond_s)
+        excess: dict[str, Parts] = {metric: {} for metric in METRICS}
+        total = self.weights.get("all", 0.0)
+        behind = {c: self.weights.get(c, 0.0) / total for c in CAUSES} if total > WAITED_MIN else {}
+        if waited + beyond_s > 0:
+            _add(excess["ttft"], spread(waited + beyond_s, waiting_weights(behind or dict.fromkeys(CAUSES, 0.0))))
+        for one in replicas:
+            # what made a queue still fills the batches when it has passed
+            changed = {c: max(factors[one.name].get(c, 0.0), behind.get(c, 0.0)) for c in CAUSES}
             own = self.usual.above("expected", ln(self.steps.expected_s(one.load)))
-            _add(excess["ttft"], prefill_parts(one, slow[one.name], factors[one.name], pool, self.usual, own))
-            _add(excess["tpot"], token_parts(one, slow[one.name], factors[one.name], self.usual, own))
-        waited += self._at_the_gateway(start_s, windows, common)
-        if waited > 0:
-            total = self.weights["all"]
-            changed = {c: self.weights.get(c, 0.0) / total if total > 0 else common.get(c, 0.0) for c in CAUSES}
-            _add(excess["ttft"], spread(waited, waiting_weights(changed)))
+            _add(excess["ttft"], prefill_parts(one, slow[one.name], changed, pool, self.usual, own))
+            _add(excess["tpot"], token_parts(one, slow[one.name], changed, self.usual, own))
         return Sight(pool, replicas, slow, load_shares, excess)
 
-    def _at_the_gateway(self, start_s: int, windows: Windows, common: Parts) -> float:
-        """Request seconds that were waited before any engine: TTFT as gateways saw it beyond what engines saw of late.
+    def _weigh(self, factors: Parts, weight: float) -> None:
+        """What has changed counts by the waiting that there was when it had changed."""
+        for cause, value in factors.items():
+            self.weights[cause] = self.weights.get(cause, 0.0) + weight * value
+        self.weights["all"] = self.weights.get("all", 0.0) + weight
 
-        Where no replica was ready, the weight of its causes is the pool's own.
-        """
+    def _at_the_gateway_s(self, start_s: int, windows: Windows) -> float:
+        """Request seconds waited before any engine: TTFT that gateways saw beyond what engines saw of late."""
         window = windows.by_start.get(start_s)
-        if window is None:
-            return 0.0
-        sums = window.sums()
-        if sums[TTFT_N] < COUNT_MIN:
+        sums = None if window is None else window.sums()
+        if sums is None or sums[TTFT_N] < COUNT_MIN:
             return 0.0
         engines = 0.0
         for k in range(SPAN):
@@ -189,13 +215,8 @@ class Latency:
             firsts = sum(row[R["ttft_count"]] or 0.0 for row in rows)
             if firsts > 0:
                 engines = max(engines, sum(row[R["ttft_s_sum"]] or 0.0 for row in rows) / firsts)
-        if engines == 0.0:
-            return 0.0
-        beyond_s = max(0.0, sums[TTFT_S] / sums[TTFT_N] - 1.2 * engines) * sums[TTFT_N]
-        for cause, value in common.items():
-            self.weights[cause] = self.weights.get(cause, 0.0) + beyond_s * value
-        self.weights["all"] = self.weights.get("all", 0.0) + beyond_s
-        return beyond_s
+        beyond_s = sums[TTFT_S] / sums[TTFT_N] - GATEWAY_FACTOR * engines
+        return max(0.0, beyond_s) * sums[TTFT_N] if engines > 0 else 0.0
 
     def _remember(self, sight: Sight) -> None:
         """Adds a window to what is above the usual of late, with the figures of each cause at its worst."""
@@ -212,6 +233,22 @@ class Latency:
                 held[0] *= KEEP
             else:
                 self.said[cause] = [now, figures[cause]]
+
+    def _name_later(self, slow: Mapping[str, Slow]) -> None:
+        """Level 1 names a neighbour by its rule, late: what was unexplained of that replica becomes its."""
+        kept = {name: KEEP * value for name, value in self.apart.items() if name in slow and value > STEP_LN}
+        for name, one in slow.items():
+            if one.unexplained > 0:
+                kept[name] = kept.get(name, 0.0) + one.unexplained
+        total = sum(kept.values())
+        named = [name for name in kept if slow[name].interference > 0]
+        share = sum(kept.pop(name) for name in named) / total if named else 0.0
+        for parts in (*self.above.values(), self.weights):
+            moved = share * parts.get("unexplained", 0.0)
+            if moved > 0:
+                parts["unexplained"] -= moved
+                parts["interference"] = parts.get("interference", 0.0) + moved
+        self.apart = kept
 
     def _learn(self, sight: Sight, p99_s: Mapping[str, float | None], weight: float) -> None:
         """What is usual, by windows in which nothing broke; the step-time model by all."""
@@ -245,11 +282,13 @@ class Latency:
         over: Mapping[str, float],
     ) -> None:  # fmt: skip
         """Opens, updates or closes."""
-        self.broken = [*self.broken, bool(over)][-OPEN_OF:]
+        missed = any(value is not None and value > (_target_s(m, spec) or math.inf) for m, value in p99_s.items())
+        self.broken = [*self.broken, 2 if missed else int(bool(over))][-OPEN_OF:]
         self.quiet = 0 if over else self.quiet + 1
         if self.found is not None and self.quiet >= CLOSE_WINDOWS:
             self.found = None
-        if not over or (self.found is None and sum(self.broken) < 2):
+        opens = self.broken.count(2) >= OPEN_TARGET or sum(level > 0 for level in self.broken) >= OPEN_OF
+        if not over or (self.found is None and not opens):
             return
         ordered = sorted(over, key=lambda metric: -over[metric])
         shares = {metric: _shares(self.above[metric]) for metric in ordered}
@@ -262,6 +301,7 @@ class Latency:
             sentences.append(
                 sentence(metric.upper(), value_s, target_s, norm_s, start_s + SIZE_S, shares[metric], said)
             )
+            said = {cause: text for cause, text in said.items() if shares[metric][cause] < SAID_MIN}  # once is enough
             figures[metric] = {"p99_s": value_s, "target_s": target_s, "norm_s": norm_s, "shares": shares[metric]}
         first = ordered[0]
         evidence = {

@@ -137,7 +137,7 @@ def _skew(shares_of_load: Mapping[str, float]) -> str:
 
 
 def _unexplained(slow: Mapping[str, Slow]) -> str:
-    apart = {name: one.unexplained for name, one in slow.items() if one.unexplained > 0}
+    apart = {name: one.unexplained for name, one in slow.items() if one.unexplained > SAID_MIN}
     if not apart:
         return ""
     name = max(apart, key=lambda one: apart[one])
@@ -153,4 +153,4 @@ def _usually(value_ln: float | None) -> str:
 
 
 def _s(value_s: float) -> str:
-    return f"{value_s:.2g} s" if value_s >= 1 else f"{1000 * value_s:.0f} ms"
+    return f"{value_s:.3g} s" if value_s >= 1 else f"{1000 * value_s:.0f} ms"
