@@ -152,8 +152,8 @@ def export_engines(
     serve("engines", main)
 
 
-@exporters.command("intake")
-def export_intake(
+@exporters.command("traces")
+def export_traces(
     host: Annotated[
         str | None,
         typer.Option(
@@ -164,7 +164,10 @@ def export_intake(
         int | None, typer.Option(help="Port. Default: FLEETLOOP_INTAKE_PORT, or 8810.", min=0, max=65535)
     ] = None,
 ) -> None:
-    """Take request rows by HTTP: POST /v1/requests (JSON, NDJSON or Arrow)."""
+    """Take requests by HTTP: our own rows, OTLP spans, LiteLLM's payloads; and from SGLang's export files.
+
+    POST /v1/requests (JSON, NDJSON or Arrow), /v1/traces (OTLP), /v1/litellm (its generic API logger).
+    """
 
     from exporters.intake import IntakeOptions, run_intake
 

@@ -1,287 +1,205 @@
-"""Trace intake: gateways post request rows by HTTP, validated at the door, onto request.traces.
+"""Trace intake: what gateways, engines and their tracing say of requests, by HTTP, onto request.traces.
 
-POST /v1/requests with application/json (one row or an array), application/x-ndjson or an Arrow stream. 202: taken
-into the buffer; 207: some rows refused, the others taken; 400: none taken. Each refusal names row, field, value and
-remedy. 429 with Retry-After while the buffer is full, so that what was taken is never dropped.
+POST /v1/requests takes our own rows (JSON, NDJSON, Arrow), /v1/traces OTLP, /v1/litellm LiteLLM's logging payloads.
+An answer of 2xx means that the broker has acknowledged every row that was taken. 413: too much at once; 429: slow down;
+503: not acknowledged, send again; the last two with Retry-After. Sending again does no harm: rows have ids.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
-import json
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from exporters.edge import Edge, declare, options_of
-from exporters.rows import RowBatcher, as_rows, row_bytes
-from schemas.base import Name
-from schemas.columns import ROWS_MAX, Batch
+from exporters.conventions_rows import Mapper
+from exporters.edge import Edge
+from exporters.intake_auth import Clients
+from exporters.intake_endpoints import LiteLlm, OtlpHttp, OwnRows, Taken
+from exporters.intake_letters import Letters
+from exporters.intake_limits import Limits
+from exporters.intake_options import IntakeOptions, is_loopback
+from exporters.intake_sink import NotStored, Sink
+from exporters.rows import Split
+from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import InvalidRecord, SettingsError
-from schemas.log import CONTENT_ARROW, CONTENT_JSON
-from schemas.requests import REQUEST_ROWS
 from streams.settings import Settings
+
+__all__ = ["PATH", "Intake", "IntakeOptions", "run_intake"]
 
 log = structlog.get_logger(__name__)
 
-CONTENT_NDJSON = "application/x-ndjson"
-PATH = "/v1/requests"
-TOKEN_LENGTH_MIN = 16
-REFUSALS_SHOWN = 100
+PATH = OwnRows.path
 ON_LOOP_BYTES = 64 * 1024
 """Longer bodies are decoded on a thread, so that the loop goes on answering."""
+STOP_WITHIN_S = 3.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class IntakeOptions(BaseSettings):
-    """Options of the trace intake; environment FLEETLOOP_INTAKE_<NAME>."""
-
-    model_config = SettingsConfigDict(env_prefix="FLEETLOOP_INTAKE_", frozen=True)
-
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback a token is required.")
-    port: int = Field(8810, ge=0, le=65535, description="Port; 0: any free one.")
-    token: SecretStr | None = Field(None, description="Bearer token that senders need; better given as a file.")
-    token_file: Path | None = Field(None, description="File that holds the token; wins over the variable.")
-    source: Name = Field("intake", description="Name of this intake in the batches that it sends.")
-    body_bytes_max: int = Field(4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Longest body, bytes.")
-    body_timeout_s: float = Field(10.0, gt=0, le=600, description="Time that a sender has for its body, s.")
-    coalesce_s: float = Field(0.05, ge=0, le=5, description="Rows gathered for so long before they are sent, s.")
-    requests_max: int = Field(32, ge=1, le=10_000, description="Requests handled at once; more get 429.")
-    retry_after_s: int = Field(1, ge=1, le=3600, description="Retry-After of a 429, s.")
-    health_port: int = Field(0, ge=-1, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none, -1: any.")
-
-    @classmethod
-    def of(cls, **given: Any) -> IntakeOptions:
-        """From arguments (None: not given), then the environment. Raises SettingsError."""
-        return options_of(cls, given)
-
-    def secret(self) -> str | None:
-        """The token, or None where none is needed. Raises SettingsError."""
-        text = self.token.get_secret_value() if self.token is not None else None
-        if self.token_file is not None:
-            try:
-                text = self.token_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"FLEETLOOP_INTAKE_TOKEN_FILE: {self.token_file}: {error}") from None
-        if text is not None and len(text) < TOKEN_LENGTH_MIN:
-            raise SettingsError(f"FLEETLOOP_INTAKE_TOKEN: needs at least {TOKEN_LENGTH_MIN} characters")
-        if text is None and not _loopback(self.host):
-            raise SettingsError(
-                f"FLEETLOOP_INTAKE_TOKEN: none, and {self.host} can be reached from elsewhere: set a token "
-                "(`openssl rand -hex 24` makes one), or listen on 127.0.0.1"
-            )
-        return text
-
-
-declare(IntakeOptions)
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+Endpoint = OwnRows | OtlpHttp | LiteLlm
 
 
 async def run_intake(settings: Settings, deployment: Deployment, options: IntakeOptions, stop: asyncio.Event) -> None:
-    """Listens until `stop` is set. Raises SettingsError for an address or a token that cannot be used."""
+    """Takes until `stop` is set. Raises SettingsError for an address, token or certificate that cannot be used."""
     intake = Intake(settings, deployment, options)
     await intake.run(stop)
 
 
 class Intake:
-    """The HTTP server and the rows on their way."""
+    """The servers, and the rows on their way."""
 
     def __init__(self, settings: Settings, deployment: Deployment, options: IntakeOptions) -> None:
         self.options = options
-        self.secret = options.secret()
+        self.clients = Clients(options)
+        self.tls = options.tls()
         self.edge = Edge(settings, deployment, "intake", options.source, options.health_port)
-        self.batcher = RowBatcher(self.edge, options.source)
-        self.buffer_bytes_max = settings.edge_buffer_bytes // 2
+        self.sink = Sink(self.edge, options.source, options.coalesce_s, options.ack_timeout_s)
+        self.limits = Limits(options.rows_per_s_max, options.clients_max)
+        self.letters = Letters(self.edge, options.letters_per_min_max)
+        self.mapper = Mapper(options, self._fleet_s)
         self.port = 0
         self.listening = asyncio.Event()
-        self._handled = 0
-        self._flush: asyncio.TimerHandle | None = None
+        self.decoding = 0
+
+    def _fleet_s(self, wall_s: float) -> float:
+        # at speed 1 they are the same, and spans need not be rounded to ms
+        return wall_s if self.edge.deployment.speed == 1 else self.edge.fleet_s(wall_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then what was taken is sent."""
         # twice the limit, as a body is measured here, with an answer that says more
-        app = web.Application(middlewares=[self._guard()], client_max_size=2 * self.options.body_bytes_max)
-        app.router.add_post(PATH, self._post)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+        app = web.Application(client_max_size=2 * self.options.body_bytes_max)
+        endpoints: list[Endpoint] = [OwnRows(self.options), OtlpHttp(self.options, self.mapper)]
+        endpoints.append(LiteLlm(self.options, self.mapper))
+        for endpoint in endpoints:
+            app.router.add_route("*", endpoint.path, self._handler(endpoint))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_WITHIN_S)
         async with self.edge:
             await runner.setup()
             try:
-                site = web.TCPSite(runner, self.options.host, self.options.port)
-                try:
-                    await site.start()
-                except OSError as error:
-                    raise SettingsError(
-                        f"FLEETLOOP_INTAKE_PORT: {self.options.host}:{self.options.port}: {error.strerror}: "
-                        "choose an address of this host and a free port"
-                    ) from None
-                self.port = int(runner.addresses[0][1])
+                await self._listen(runner)
                 self.listening.set()
-                log.info("intake listens", address=f"http://{self.options.host}:{self.port}{PATH}")
                 await stop.wait()
             finally:
+                self.sink.close()
                 await runner.cleanup()
-                self.flush()
+                self.sink.flush()
 
-    def _guard(self) -> Any:
-        @web.middleware
-        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if not self._authorised(request.headers.get("Authorization", "")):
-                return _answer(401, "send Authorization: Bearer <token>", {"WWW-Authenticate": "Bearer"})
-            if self.secret is None and not _loopback(urlsplit(f"//{request.host}").hostname or ""):
-                return _answer(403, "without a token this is only for loopback: use http://127.0.0.1")
-            if self._handled >= self.options.requests_max or self._room() <= 0:
-                return self._later()
-            self._handled += 1
+    async def _listen(self, runner: web.AppRunner) -> None:
+        host, port = self.options.host, self.options.port
+        try:
+            await web.TCPSite(runner, host, port, ssl_context=self.tls).start()
+        except OSError as error:
+            raise SettingsError(
+                f"FLEETLOOP_INTAKE_PORT: {host}:{port}: {error.strerror}: "
+                "choose an address of this host and a free port"
+            ) from None
+        self.port = int(runner.addresses[0][1])
+        log.info("intake listens", address=f"{'https' if self.tls else 'http'}://{host}:{self.port}")
+
+    def _handler(self, endpoint: Endpoint) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            status, why, headers = 0, "", {}
             try:
-                return await handler(request)
+                client = self._client(request)
+                taken, took_s = await self._taken(endpoint, request)
+                await self.store(taken.batch, taken.split, client)
+                self.count(taken, took_s)
+                return endpoint.answer(request, taken)
+            except NotStored as error:
+                status, why = error.status, error.why
+                self.edge.metrics.failed("busy" if status == 429 else "unstored" if status == 503 else "too_large")
+            except InvalidRecord as refused:
+                self.edge.metrics.failed(refused.reason)
+                return endpoint.refuse(request, 413 if refused.reason == "too_large" else 400, refused, {})
             except web.HTTPException as error:
-                return _answer(error.status, error.reason)
-            finally:
-                self._handled -= 1
+                status, why = error.status, error.text or error.reason
+                headers = {name: error.headers[name] for name in ("WWW-Authenticate", "Allow") if name in error.headers}
+            if status in (429, 503):
+                headers["Retry-After"] = str(self.options.retry_after_s)
+            return endpoint.refuse(request, status, why, headers)
 
-        return guard
+        return handle
 
-    def _authorised(self, header: str) -> bool:
-        if self.secret is None:
-            return True
-        return hmac.compare_digest(header.encode("utf-8", "replace"), f"Bearer {self.secret}".encode())
+    def _client(self, request: web.Request) -> str:
+        """Name of the sender. Raises an HTTPException for one that may not send, or not this way."""
+        if request.method != "POST":
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="send POST")
+        certificate = request.transport.get_extra_info("peercert") if request.transport else None
+        client = self.clients.name(request.headers.get("Authorization", ""), certificate, request.remote or "")
+        if client is None:
+            raise web.HTTPUnauthorized(
+                text="send Authorization: Bearer <token>", headers={"WWW-Authenticate": "Bearer"}
+            )
+        if self.clients.open and not is_loopback(_host(request)):
+            raise web.HTTPForbidden(text="without a token this is only for loopback: use http://127.0.0.1")
+        self.admit(client)
+        return client
 
-    def _room(self) -> int:
-        return self.buffer_bytes_max - self.edge.producer.buffered_bytes - self.batcher.bytes
+    def admit(self, client: str) -> None:
+        """Raises NotStored where a client, or everybody, has to wait."""
+        wait_s = self.limits.wait_s(client, time.monotonic())
+        if wait_s:
+            raise NotStored(429, f"more than {self.options.rows_per_s_max:g} rows a second: wait {wait_s} s")
+        if self.decoding >= self.options.requests_max or self.sink.room() <= 0:
+            raise NotStored(429, "the buffer is full; send again later")
 
-    def _later(self) -> web.Response:
-        self.edge.metrics.failed("busy")
-        return _answer(429, "the buffer is full; send again later", {"Retry-After": str(self.options.retry_after_s)})
-
-    async def _post(self, request: web.Request) -> web.StreamResponse:
+    async def _taken(self, endpoint: Endpoint, request: web.Request) -> tuple[Taken, float]:
+        """The body, read and decoded, and the time that took, s. What then waits for the broker is not at work."""
         began = time.monotonic()
+        self.decoding += 1
+        try:
+            body = await self._body(request)
+            decode = endpoint.decoder(request)
+            return await self.decoded(lambda: decode(body), len(body)), time.monotonic() - began
+        finally:
+            self.decoding -= 1
+
+    async def decoded(self, decode: Callable[[], Taken], size: int) -> Taken:
+        """Decodes, on a thread what is long, and splits rows by partition there too."""
+
+        def work() -> Taken:
+            taken = decode()
+            if taken.batch.rows > self.options.rows_max * taken.rows_each:
+                raise InvalidRecord(
+                    "too_large", "rows", taken.batch.rows, f"send at most {self.options.rows_max} at once"
+                )
+            return taken._replace(split=self.sink.batcher.split(taken.batch))
+
+        return work() if size <= ON_LOOP_BYTES else await asyncio.to_thread(work)
+
+    async def _body(self, request: web.Request) -> bytes:
         limit = self.options.body_bytes_max
         try:
             async with asyncio.timeout(self.options.body_timeout_s):
                 body = await request.read()
         except TimeoutError:
-            return _answer(408, f"send the body within {self.options.body_timeout_s:g} s")
+            raise web.HTTPRequestTimeout(text=f"send the body within {self.options.body_timeout_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
-            return _answer(413, f"send at most {limit} bytes at once")
-        if len(body) > limit:
-            return _answer(413, f"send at most {limit} bytes at once")
-        decode = _DECODERS.get(request.content_type)
-        if decode is None:
-            return _answer(415, f"send Content-Type {', '.join(_DECODERS)}")
-        try:
-            taken = decode(body) if len(body) <= ON_LOOP_BYTES else await asyncio.to_thread(decode, body)
-        except InvalidRecord as refused:
-            self.edge.metrics.failed(refused.reason)
-            return _refused_whole(refused)
-        batch, refusals, count = taken
-        rows = list(as_rows(batch))
-        needed = sum(map(row_bytes, rows))
-        if needed > self.buffer_bytes_max:
-            return _answer(413, f"send fewer rows: these need {needed} bytes of a buffer of {self.buffer_bytes_max}")
-        if needed > self._room():
-            return self._later()
-        for row in rows:
-            self.batcher.add(row)
-        if batch.rows and self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(self.options.coalesce_s, self.flush)
-        self.edge.metrics.read(batch.rows, time.monotonic() - began)
-        if count:
-            self.edge.metrics.failed("rows", count)
-        status = 202 if not count else 207 if batch.rows else 400
-        return web.json_response(
-            {"accepted": batch.rows, "refused_rows": count, "refused": refusals[:REFUSALS_SHOWN]}, status=status
-        )
+            body = None
+        if body is None or len(body) > limit:
+            raise NotStored(413, f"send at most {limit} bytes at once")
+        return body
 
-    def flush(self) -> None:
-        """Sends the rows gathered so far."""
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        self.batcher.flush()
+    async def store(self, batch: Batch, rows: Split, client: str) -> None:
+        """Returns when the broker has the rows. Raises NotStored."""
+        self.limits.spend(client, batch.rows, time.monotonic())
+        await self.sink.put(rows)
+
+    def count(self, taken: Taken, took_s: float) -> None:
+        """Metrics and dead letters of what was stored; `took_s`: its decoding."""
+        self.edge.metrics.read(taken.batch.rows, took_s)
+        self.letters.write(taken.letters, taken.type)
+        if taken.refused:
+            self.edge.metrics.failed("rows", taken.refused)
+        if taken.skipped:
+            self.edge.metrics.failed("not_requests", taken.skipped)
 
 
-Decoded = tuple[Batch, list[dict[str, Any]], int]
-"""Rows taken, refusals as they are answered (the first ones), number of rows refused."""
-
-
-def _of_batch(batch: Batch, lines: list[int] | None = None) -> Decoded:
-    refusals: list[dict[str, Any]] = []
-    count = 0
-    for bad in batch.refused:
-        count += len(bad.rows)
-        for row in bad.rows[:REFUSALS_SHOWN]:
-            where = row if lines is None else lines[row]
-            refusals.append(_refusal(where, bad.reason, bad.field, bad.value, bad.remedy))
-    refusals.sort(key=lambda r: int(r["row"]))
-    return batch, refusals, count
-
-
-def _refusal(row: int | None, reason: str, field: str, value: str, remedy: str) -> dict[str, Any]:
-    return {"row": row, "reason": reason, "field": field, "value": value, "remedy": remedy}
-
-
-def _json(body: bytes) -> Decoded:
-    return _of_batch(REQUEST_ROWS.decode(body, CONTENT_JSON))
-
-
-def _arrow(body: bytes) -> Decoded:
-    return _of_batch(REQUEST_ROWS.decode(body, CONTENT_ARROW))
-
-
-def _ndjson(body: bytes) -> Decoded:
-    """Lines of JSON; a line that is none is refused like a bad row. Row numbers count every line from 0."""
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    broken: list[dict[str, Any]] = []
-    for number, line in enumerate(body.split(b"\n")):
-        if not line.strip():
-            continue
-        if len(rows) + len(broken) >= ROWS_MAX:
-            raise InvalidRecord("too_large", "rows", f"more than {ROWS_MAX}", f"send at most {ROWS_MAX} rows at once")
-        try:
-            found = json.loads(line)
-            if not isinstance(found, dict):
-                raise ValueError("not an object")
-        except (ValueError, RecursionError) as error:
-            broken.append(
-                _refusal(number, "undecodable", "value", repr(line[:80]), f"send a JSON object a line ({error})"[:300])
-            )
-            continue
-        rows.append(found)
-        lines.append(number)
-    batch, refusals, count = _of_batch(REQUEST_ROWS.decode_rows(rows), lines)
-    return batch, sorted([*broken, *refusals], key=lambda r: int(r["row"])), count + len(broken)
-
-
-_DECODERS: dict[str, Callable[[bytes], Decoded]] = {
-    CONTENT_JSON: _json,
-    CONTENT_NDJSON: _ndjson,
-    CONTENT_ARROW: _arrow,
-}
-
-
-def _refused_whole(refused: InvalidRecord) -> web.Response:
-    one = _refusal(None, refused.reason, refused.field, refused.value, refused.remedy)
-    return web.json_response({"accepted": 0, "refused_rows": None, "refused": [one]}, status=400)
-
-
-def _answer(status: int, remedy: str, headers: dict[str, str] | None = None) -> web.Response:
-    return web.json_response({"accepted": 0, "error": remedy}, status=status, headers=headers)
+def _host(request: web.Request) -> str:
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""

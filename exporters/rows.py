@@ -1,10 +1,17 @@
-"""Request rows on their way to request.traces: split so that an id always meets its twin, and sent in batches."""
+"""Request rows on their way to request.traces: split so that an id always meets its twin, and sent in batches.
+
+Rows stay columns all the way: a row of Python objects costs more than everything that is done with it here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from exporters.edge import Edge
 from schemas.columns import Batch
@@ -15,12 +22,9 @@ from streams.clients import partition_of
 
 BATCH_BYTES_MAX = 512 * 1024
 """No record is larger."""
-ROW_BYTES_FIXED = 14 * 9 + 64
-"""A row without its texts: 8 bytes and a validity byte a column, and what the texts' offsets take."""
-
-_NAMES = list(REQUEST_ROWS.columns)
-_TEXTS = [i for i, c in enumerate(REQUEST_ROWS.columns.values()) if c.type == "text"]
-_ID = _NAMES.index("request_id")
+SCHEMA_BYTES = 8 * 1024
+"""At most what an Arrow stream of these columns takes beside their values."""
+SCHEMA = REQUEST_ROWS.arrow_schema()
 Row = tuple[Any, ...]
 """Cells in the order of REQUEST_ROWS; None = unknown."""
 
@@ -36,62 +40,100 @@ def as_rows(batch: Batch) -> Iterator[Row]:
     return zip(*columns, strict=True)
 
 
+def as_arrow(batch: Batch) -> Any:
+    """A decoded batch as an Arrow record batch of the kind's schema."""
+    arrays = []
+    for field in SCHEMA:
+        if field.name in batch.codes:
+            codes = batch.codes[field.name]
+            arrays.append(pa.array(batch.values[field.name], pa.utf8()).take(pa.array(codes, mask=codes < 0)))
+            continue
+        values = batch.numbers[field.name]
+        unknown = np.isnan(values)
+        if field.type == pa.int64():
+            arrays.append(pa.array(np.where(unknown, 0, values).astype(np.int64), mask=unknown))
+        else:
+            arrays.append(pa.array(values, mask=unknown))
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def partitions_of(ids: list[str], partitions: int) -> np.ndarray:
+    """The partition of each id, int32."""
+    return np.array([partition_of(id.encode(), partitions) for id in ids], np.int32)
+
+
+class Split(NamedTuple):
+    """Rows by partition."""
+
+    parts: list[tuple[int, Any]]
+    """(partition, Arrow record batch)."""
+    bytes: int
+    """What they take."""
+
+
 class RowBatcher:
     """Gathers rows by partition; `flush` sends them as batches of at most 512 KiB."""
 
     def __init__(self, edge: Edge, source: str) -> None:
         self.edge, self.source = edge, source
         self.partitions = edge.deployment.partitions[REQUEST_TRACES]
-        self._rows: dict[int, list[Row]] = {}
+        self._gathered: dict[int, list[Any]] = {}
         self.bytes = 0
         """About what the gathered rows take."""
         self.sent_rows = 0
 
-    def add(self, row: Row) -> None:
-        """Takes a row. Its partition is murmur2 of its id, as for a record with the id as key."""
-        partition = partition_of(row[_ID].encode(), self.partitions)
-        self._rows.setdefault(partition, []).append(row)
-        self.bytes += row_bytes(row)
+    def split(self, batch: Batch) -> Split:
+        """Rows by partition: murmur2 of their ids, as for a record with the id as key. Fit for another thread."""
+        if not batch.rows:
+            return Split([], 0)
+        places = partitions_of(batch.values["request_id"], self.partitions)[batch.codes["request_id"]]
+        order = np.argsort(places, kind="stable")
+        rows, places = as_arrow(batch).take(pa.array(order)), places[order]
+        starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
+        ends = [*starts[1:], len(places)]
+        parts = [(int(places[a]), rows.slice(a, b - a)) for a, b in zip(starts, ends, strict=True)]
+        return Split(parts, rows.nbytes)
 
-    def flush(self) -> None:
-        """Hands everything gathered to the producer."""
-        gathered, self._rows, self.bytes = self._rows, {}, 0
+    def add(self, rows: Split) -> None:
+        """Takes rows."""
+        self.bytes += rows.bytes
+        for partition, part in rows.parts:
+            self._gathered.setdefault(partition, []).append(part)
+
+    def flush(self) -> list[asyncio.Future[bool]]:
+        """Hands everything gathered to the producer; gives the acknowledgement of each batch."""
+        gathered, self._gathered, self.bytes = self._gathered, {}, 0
+        acks: list[asyncio.Future[bool]] = []
         for partition in sorted(gathered):
-            for chunk in _chunks(gathered[partition]):
-                self._send(partition, chunk)
+            rows = pa.Table.from_batches(gathered[partition]).combine_chunks().to_batches()[0]
+            pieces = 1 + rows.nbytes // (BATCH_BYTES_MAX - SCHEMA_BYTES)
+            step = -(-rows.num_rows // pieces)
+            for start in range(0, rows.num_rows, step):
+                self._send(partition, rows.slice(start, step), acks)
+        return acks
 
-    def _send(self, partition: int, rows: list[Row]) -> None:
+    def _send(self, partition: int, rows: Any, acks: list[asyncio.Future[bool]]) -> None:
         seq, id = self.edge.next_batch()
         meta = {"source": self.source, "start_s": self.edge.start_s, "seq": seq}
-        value = REQUEST_ROWS.encode(dict(zip(_NAMES, map(list, zip(*rows, strict=True)), strict=True)), meta)
-        if len(value) > BATCH_BYTES_MAX and len(rows) > 1:  # an estimate was wrong
-            self._send(partition, rows[: len(rows) // 2])
-            self._send(partition, rows[len(rows) // 2 :])
+        sink = pa.BufferOutputStream()
+        schema = REQUEST_ROWS.arrow_schema(meta)
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(pa.record_batch(rows.columns, schema=schema))
+        value = sink.getvalue().to_pybytes()
+        if len(value) > BATCH_BYTES_MAX and rows.num_rows > 1:  # rows of very unlike length
+            half = rows.num_rows // 2
+            self._send(partition, rows.slice(0, half), acks)
+            self._send(partition, rows.slice(half), acks)
             return
-        self.sent_rows += len(rows)
+        self.sent_rows += rows.num_rows
+        acks.append(asyncio.get_running_loop().create_future())
         self.edge.producer.send(
             REQUEST_TRACES,
-            rows[0][_ID],
+            rows["request_id"][0].as_py(),
             value,
             type=REQUEST_ROWS.type,
             id=id,
             content_type=CONTENT_ARROW,
             partition=partition,
+            ack=acks[-1],
         )
-
-
-def row_bytes(row: Row) -> int:
-    """At most what a row takes in a batch, bytes."""
-    return ROW_BYTES_FIXED + sum(4 * len(row[i]) for i in _TEXTS if row[i])
-
-
-def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    size = 4096
-    for row in rows:
-        size += row_bytes(row)
-        if size > BATCH_BYTES_MAX and chunk:
-            yield chunk
-            chunk, size = [], 4096 + row_bytes(row)
-        chunk.append(row)
-    yield chunk

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from exporters.edge import Edge, declare, options_of
-from exporters.rows import RowBatcher, as_rows
+from exporters.rows import RowBatcher
 from schemas.base import Name
 from schemas.config import Deployment
 from schemas.errors import SettingsError, UnavailableError
@@ -159,8 +159,7 @@ class Replay:
         batch = REQUEST_ROWS.decode_rows(rows)
         for bad in batch.refused:
             self._refuse(len(bad.rows), f"{bad.field}: {bad.value}: {bad.remedy}")
-        for row in as_rows(batch):
-            self.batcher.add(row)
+        self.batcher.add(self.batcher.split(batch))
         self.edge.metrics.read(batch.rows, time.monotonic() - began)
         self.batcher.flush()
         return False

@@ -39,10 +39,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_the_intake_listens_where_it_is_told(told: list[Any], fleetloop: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Default, environment, option."""
-    fleetloop("export", "intake")
+    fleetloop("export", "traces")
     monkeypatch.setenv("FLEETLOOP_INTAKE_PORT", "1234")
-    fleetloop("export", "intake")
-    fleetloop("export", "intake", "--port", "4321")
+    fleetloop("export", "traces")
+    fleetloop("export", "traces", "--port", "4321")
     assert [(o.host, o.port) for o in told] == [("127.0.0.1", 8810), ("127.0.0.1", 1234), ("127.0.0.1", 4321)]
 
 

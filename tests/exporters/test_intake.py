@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from exporters.edge import Edge
 from exporters.intake import PATH, Intake, IntakeOptions
-from exporters.rows import BATCH_BYTES_MAX, RowBatcher, as_rows, row_bytes
+from exporters.rows import BATCH_BYTES_MAX, RowBatcher, as_rows, partitions_of
+from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import SettingsError
 from schemas.log import CONTENT_ARROW
@@ -36,8 +38,8 @@ Opened = Callable[..., AbstractAsyncContextManager["Client"]]
 class Client:
     """A sender, and what the intake has handed on."""
 
-    def __init__(self, intake: Intake, session: aiohttp.ClientSession) -> None:
-        self.intake, self.session = intake, session
+    def __init__(self, intake: Intake, session: aiohttp.ClientSession, stop: asyncio.Event) -> None:
+        self.intake, self.session, self.stop = intake, session, stop
         self.url = f"http://127.0.0.1:{intake.port}{PATH}"
 
     async def post(self, body: bytes, content: str = "application/json", **headers: str) -> tuple[int, Any]:
@@ -70,7 +72,7 @@ def opened(settings: Settings, deployment: Deployment) -> Opened:
         running = asyncio.create_task(intake.run(stop))
         await intake.listening.wait()
         async with aiohttp.ClientSession() as session:
-            yield Client(intake, session)
+            yield Client(intake, session, stop)
         stop.set()
         await running
 
@@ -95,7 +97,7 @@ async def test_rows_are_taken_in_each_form(opened: Opened, content: str) -> None
     sent = example(50)
     async with opened() as client:
         assert await client.post(encoded(sent, content), content) == (
-            202,
+            200,
             {"accepted": 50, "refused_rows": 0, "refused": []},
         )
         await until(lambda: len(client.rows()) == 50)
@@ -110,7 +112,7 @@ async def test_one_row_as_an_object(opened: Opened) -> None:
     """A gateway may send one row without an array; what it does not know is null."""
     row = {"event": "arrival", "request_id": "r", "at_s": 1.5, "pool": "chat", "prompt": "secret"}
     async with opened() as client:
-        assert (await client.post(json.dumps(row).encode()))[0] == 202
+        assert (await client.post(json.dumps(row).encode()))[0] == 200
         await until(lambda: len(client.rows()) == 1)
     (taken,) = client.rows()
     assert {k: v for k, v in taken.items() if v is not None} == {k: row[k] for k in row if k != "prompt"}
@@ -119,17 +121,54 @@ async def test_one_row_as_an_object(opened: Opened) -> None:
 async def test_rows_are_coalesced(opened: Opened) -> None:
     """Requests within the coalescing time make one batch a partition, not one each."""
     async with opened(coalesce_s=0.3) as client:
-        for row in example(40):
-            assert (await client.post(json.dumps(row).encode()))[0] == 202
-        await until(lambda: len(client.rows()) == 40)
+        answers = await asyncio.gather(*(client.post(json.dumps(row).encode()) for row in example(25)))
+        assert {status for status, _ in answers} == {200}
+        assert len(client.rows()) == 25
     assert len(Producer.made[0].records) <= 8
 
 
-async def test_what_was_taken_is_sent_at_the_end(opened: Opened) -> None:
-    """A stop does not lose rows that wait to be coalesced."""
+async def test_an_answer_waits_for_the_broker(opened: Opened) -> None:
+    """No 2xx before the broker has every row; when it never will, or not in time, 503 with Retry-After."""
+    async with opened(ack_timeout_s=0.2) as client:
+        producer = Producer.made[0]
+        producer.acknowledges = False
+        posted = asyncio.create_task(client.post(encoded(example(), "application/json")))
+        await until(lambda: producer.waiting)
+        assert not posted.done()
+        producer.settle(True)
+        assert (await posted)[0] == 200
+        posted = asyncio.create_task(client.post(encoded(example(), "application/json")))
+        await until(lambda: producer.waiting)
+        producer.settle(False)
+        assert (await posted)[0] == 503
+        async with client.session.post(client.url, json=example()) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        producer.connected = False
+        sent = len(producer.records)
+        assert (await client.post(encoded(example(), "application/json")))[0] == 503
+        assert len(producer.records) == sent
+
+
+async def test_one_record_that_is_lost_is_a_503(opened: Opened) -> None:
+    """Of several batches all must be acknowledged."""
+    async with opened() as client:
+        producer = Producer.made[0]
+        producer.acknowledges = False
+        posted = asyncio.create_task(client.post(encoded(example(), "application/json")))
+        await until(lambda: producer.waiting)
+        producer.waiting.pop().set_result(False)
+        producer.settle(True)
+        assert (await posted)[0] == 503
+
+
+async def test_a_stop_answers_who_waits(opened: Opened) -> None:
+    """Rows that wait to be gathered are sent at once, and their sender learns that they are stored."""
     async with opened(coalesce_s=5) as client:
-        assert (await client.post(encoded(example(), "application/json")))[0] == 202
+        posted = asyncio.create_task(client.post(encoded(example(), "application/json")))
+        await until(lambda: client.intake.sink.batcher.bytes)
         assert Producer.made[0].records == []
+        client.stop.set()
+        assert (await posted)[0] == 200
     assert len(client.rows()) == 3
 
 
@@ -167,8 +206,8 @@ async def test_broken_lines_cost_themselves(opened: Opened) -> None:
         (b"[1]", "application/json", 400),
         (b"x", CONTENT_ARROW, 400),
         (b"[]", "text/plain", 415),
-        (b"[]", "application/json", 202),
-        (b"", NDJSON, 202),
+        (b"[]", "application/json", 200),
+        (b"", NDJSON, 200),
         (b" " * 2000, "application/json", 413),
         (b" " * 9000, "application/json", 413),
     ],
@@ -179,7 +218,7 @@ async def test_bodies_that_cannot_be_taken(opened: Opened, body: bytes, content:
         found, answer = await client.post(body, content)
         assert found == status
         assert answer["accepted"] == 0
-        assert status == 202 or answer.get("error") or answer["refused"][0]["remedy"]
+        assert status == 200 or answer.get("error") or answer["refused"][0]["remedy"]
     assert Producer.made[0].records == []
 
 
@@ -189,7 +228,7 @@ async def test_a_compressed_body_is_measured_when_decompressed(opened: Opened) -
         status, _ = await client.post(gzip.compress(b" " * 50_000_000), Content_Encoding="gzip")
         assert status == 413
         status, _ = await client.post(gzip.compress(json.dumps(example()).encode()), Content_Encoding="gzip")
-        assert status == 202
+        assert status == 200
 
 
 async def test_a_token_is_asked_for(opened: Opened) -> None:
@@ -198,7 +237,7 @@ async def test_a_token_is_asked_for(opened: Opened) -> None:
     async with opened(token=TOKEN) as client:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer é"}):
             assert (await client.post(body, **header))[0] == 401
-        assert (await client.post(body, Authorization=f"Bearer {TOKEN}"))[0] == 202
+        assert (await client.post(body, Authorization=f"Bearer {TOKEN}"))[0] == 200
         async with client.session.get(client.url, headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
             assert answer.status == 405
 
@@ -207,7 +246,7 @@ async def test_another_host_name_is_refused_without_a_token(opened: Opened) -> N
     """A page elsewhere that has its own name point at loopback cannot send rows."""
     async with opened() as client:
         assert (await client.post(encoded(example(), "application/json"), Host="evil.example"))[0] == 403
-        assert (await client.post(encoded(example(), "application/json"), Host="localhost:1"))[0] == 202
+        assert (await client.post(encoded(example(), "application/json"), Host="localhost:1"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -236,26 +275,51 @@ def test_secrets_are_not_shown() -> None:
 
 
 async def test_a_full_buffer_is_a_429_and_drops_nothing(opened: Opened) -> None:
-    """While the broker is away and the buffer fills up, rows are refused with Retry-After, all or none of a request."""
+    """While the buffer is full, rows are refused with Retry-After, all or none of a request."""
     small = Settings(edge_buffer_bytes=128 * 1024)
     async with opened(small, coalesce_s=0) as client:
-        rows = [{**row, "request_id": f"{'x' * 150}{i}"} for i, row in enumerate(example(60))]
+        rows = [{**row, "request_id": f"{'x' * 150}{i}"} for i, row in enumerate(example(100))]
         producer = Producer.made[0]
-        assert (await client.post(encoded(rows, "application/json")))[0] == 202
-        await until(lambda: producer.records)
-        producer.buffered_bytes = 20 * 1024  # the broker has not taken them
+        assert (await client.post(encoded(rows, "application/json")))[0] == 200
+        producer.buffered_bytes = 50 * 1024  # the broker has not taken them
         async with client.session.post(client.url, json=rows) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
         producer.buffered_bytes = 65 * 1024
         assert (await client.post(b"[]"))[0] == 429
         producer.buffered_bytes = 0
-        assert (await client.post(encoded(rows, "application/json")))[0] == 202
+        assert (await client.post(encoded(rows, "application/json")))[0] == 200
         assert (await client.post(encoded(rows * 4, "application/json")))[0] == 413
-        await until(lambda: len(client.rows()) == 120)
-        samples = [
-            s for m in client.intake.edge.metrics.collect() for s in m.samples if s.name.endswith("errors_total")
-        ]
-        assert [(s.labels["what"], s.value) for s in samples] == [("busy", 2)]
+        assert len(client.rows()) == 200
+        assert errors(client) == {"busy": 2, "too_large": 1}
+
+
+def errors(client: Client) -> dict[str, float]:
+    """The exporter's counts of errors."""
+    samples = [s for m in client.intake.edge.metrics.collect() for s in m.samples if s.name.endswith("errors_total")]
+    return {s.labels["what"]: s.value for s in samples}
+
+
+async def test_a_client_has_a_rate(opened: Opened) -> None:
+    """Rows beyond it wait, with the time to wait; each token is a client of its own."""
+    tokens = "a=the-token-of-client-a\n\nb=the-token-of-client-b\n"
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(tokens)
+        file.flush()
+        async with opened(token_file=file.name, rows_per_s_max=1.0) as client:
+            one, other = ({"Authorization": f"Bearer the-token-of-client-{name}"} for name in "ab")
+            body = encoded(example(30), "application/json")
+            assert (await client.post(body, **one))[0] == 200
+            async with client.session.post(client.url, data=body, headers=one) as answer:
+                assert answer.status == 429
+            assert (await client.post(body, **other))[0] == 200
+            assert len(client.rows()) == 60
+
+
+async def test_too_many_rows_are_a_413(opened: Opened) -> None:
+    """Whatever their bytes."""
+    async with opened(rows_max=10) as client:
+        assert (await client.post(encoded(example(10), "application/json")))[0] == 200
+        assert (await client.post(encoded(example(11), "application/json")))[0] == 413
 
 
 async def test_too_many_at_once_is_a_429(opened: Opened) -> None:
@@ -269,24 +333,17 @@ async def test_too_many_at_once_is_a_429(opened: Opened) -> None:
         slow = asyncio.create_task(
             client.session.post(client.url, data=slowly(), headers={"Content-Type": "application/json"})
         )
-        await until(lambda: client.intake._handled == 1)
+        await until(lambda: client.intake.decoding == 1)
         assert (await client.post(b"[]"))[0] == 429
         async with await slow as answer:
             assert answer.status == 408
-        assert (await client.post(b"[]"))[0] == 202
-
-
-def _batcher(settings: Settings, deployment: Deployment) -> RowBatcher:
-    return RowBatcher(Edge(settings, deployment, "test", "source"), "source")
+        assert (await client.post(b"[]"))[0] == 200
 
 
 @given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=40), times=st.integers(1, 60), wide=st.booleans())
 @profile(max_examples=30)
 def test_batches_never_exceed_their_bound(lengths: list[int], times: int, wide: bool) -> None:
-    """Whatever the texts, a batch is at most 512 KiB, no row is lost, and the estimate is an upper bound."""
-    deployment = Deployment(origin_ms=0, partitions={REQUEST_TRACES: 1})
-    Producer.made = []
-    batcher = _batcher(Settings(), deployment)
+    """Whatever the texts, a batch is at most 512 KiB, and no row is lost or changed."""
     letter = "語" if wide else "x"
     columns = list(REQUEST_ROWS.columns)
     rows = []
@@ -294,24 +351,40 @@ def test_batches_never_exceed_their_bound(lengths: list[int], times: int, wide: 
         for length in lengths:
             row = dict.fromkeys(columns, None) | {"event": "end", "at_s": 1.0, "pool": letter * length}
             row["request_id"], row["tenant"] = f"{len(rows)}-{i}", letter * length
-            rows.append(tuple(row.values()))
-    for row in rows:
-        batcher.add(row)
-    batcher.flush()
-    records = Producer.made[0].records
-    assert sum(len(r.value) for r in records) <= sum(map(row_bytes, rows)) + 4096 * len(records)
-    assert all(len(r.value) <= BATCH_BYTES_MAX for r in records)
-    assert [row for r in records for row in as_rows(r.batch())] == rows
+            rows.append(row)
+    found = asyncio.run(batched(rows, 1))
+    assert [row for batch in found for row in as_rows(batch)] == [tuple(row.values()) for row in rows]
 
 
-def test_large_requests_become_several_batches(settings: Settings, deployment: Deployment) -> None:
-    """10,000 long rows are cut into batches that the topic takes."""
-    batcher = _batcher(settings, deployment)
-    base = dict(zip(REQUEST_ROWS.columns, next(as_rows(REQUEST_ROWS.decode_rows(example(1)))), strict=True))
-    for i in range(10_000):
-        batcher.add(tuple({**base, "request_id": f"{i:0200d}"}.values()))
-    batcher.flush()
+async def batched(rows: list[dict[str, Any]], partitions: int) -> list[Batch]:
+    """What a batcher makes of rows; checks size and acknowledgements."""
+    Producer.made = []
+    deployment = Deployment(origin_ms=0, partitions={REQUEST_TRACES: partitions})
+    batcher = RowBatcher(Edge(Settings(), deployment, "test", "source"), "source")
+    split = batcher.split(REQUEST_ROWS.decode_rows(rows))
+    batcher.add(split)
+    assert batcher.bytes == split.bytes
+    assert all(await asyncio.gather(*batcher.flush()))
     records = Producer.made[0].records
-    assert len(records) > 8
     assert all(len(r.value) <= BATCH_BYTES_MAX for r in records)
-    assert sum(r.batch().rows for r in records) == batcher.sent_rows == 10_000
+    assert batcher.sent_rows == len(rows)
+    return [r.batch() for r in records]
+
+
+async def test_large_requests_become_several_batches() -> None:
+    """10,000 long rows are cut into batches that the topic takes, also where a few are much longer than the rest."""
+    base = example(1)[0]
+    long = [{**base, "request_id": f"{i:0200d}"} for i in range(10_000)]
+    found = await batched(long, 1)
+    assert len(found) >= 8
+    assert sum(b.rows for b in found) == 10_000
+    wide = dict.fromkeys(("tenant", "class", "model", "error_type"), "x" * 200)
+    unlike = [{**row, **wide} if i < 700 else {**row, "request_id": str(i)} for i, row in enumerate(long)]
+    assert sum(b.rows for b in await batched(unlike, 1)) == 10_000
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), min_size=1, max_size=40))
+@profile(max_examples=50)
+def test_partitions_are_those_of_the_ids(ids: list[str]) -> None:
+    """Of many ids at once as of each."""
+    assert partitions_of(ids, 16).tolist() == [partition_of(id.encode(), 16) for id in ids]

@@ -1,0 +1,83 @@
+"""Bodies of our own rows: one JSON row or an array, NDJSON, or an Arrow stream; refusals name row, field and remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from schemas.columns import ROWS_MAX, Batch
+from schemas.errors import InvalidRecord
+from schemas.log import CONTENT_ARROW, CONTENT_JSON
+from schemas.requests import REQUEST_ROWS
+
+CONTENT_NDJSON = "application/x-ndjson"
+REFUSALS_SHOWN = 100
+
+
+class Rows(NamedTuple):
+    """What was made of a body."""
+
+    batch: Batch
+    refusals: list[dict[str, Any]]
+    """As they are answered; the first ones."""
+    refused: int
+    """Rows refused."""
+
+
+def refusal(row: int | None, reason: str, field: str, value: str, remedy: str) -> dict[str, Any]:
+    """One refusal, as it is answered."""
+    return {"row": row, "reason": reason, "field": field, "value": value, "remedy": remedy}
+
+
+def _of_batch(batch: Batch, lines: list[int] | None = None) -> Rows:
+    refusals: list[dict[str, Any]] = []
+    count = 0
+    for bad in batch.refused:
+        count += len(bad.rows)
+        for row in bad.rows[:REFUSALS_SHOWN]:
+            where = row if lines is None else lines[row]
+            refusals.append(refusal(where, bad.reason, bad.field, bad.value, bad.remedy))
+    refusals.sort(key=lambda r: int(r["row"]))
+    return Rows(batch, refusals, count)
+
+
+def _json(body: bytes) -> Rows:
+    return _of_batch(REQUEST_ROWS.decode(body, CONTENT_JSON))
+
+
+def _arrow(body: bytes) -> Rows:
+    return _of_batch(REQUEST_ROWS.decode(body, CONTENT_ARROW))
+
+
+def _ndjson(body: bytes) -> Rows:
+    """Lines of JSON; a line that is none is refused like a bad row. Row numbers count every line from 0."""
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    broken: list[dict[str, Any]] = []
+    for number, line in enumerate(body.split(b"\n")):
+        if not line.strip():
+            continue
+        if len(rows) + len(broken) >= ROWS_MAX:
+            raise InvalidRecord("too_large", "rows", f"more than {ROWS_MAX}", f"send at most {ROWS_MAX} rows at once")
+        try:
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            broken.append(
+                refusal(number, "undecodable", "value", repr(line[:80]), f"send a JSON object a line ({error})"[:300])
+            )
+            continue
+        rows.append(found)
+        lines.append(number)
+    batch, refusals, count = _of_batch(REQUEST_ROWS.decode_rows(rows), lines)
+    return Rows(batch, sorted([*broken, *refusals], key=lambda r: int(r["row"])), count + len(broken))
+
+
+DECODERS: dict[str, Callable[[bytes], Rows]] = {
+    CONTENT_JSON: _json,
+    CONTENT_NDJSON: _ndjson,
+    CONTENT_ARROW: _arrow,
+}
+"""Content type -> decoder, which raises InvalidRecord for a body of which nothing can be taken."""
