@@ -147,6 +147,7 @@ INTERFERENCE_WINDOWS = Columns(
         Column("slowdown", "f64", "Time per token as a multiple of what its own load explains.", "1"),
         Column("slowdown_low", "f64", "Lower end of its 95 % interval.", "1"),
         Column("slowdown_high", "f64", "Upper end of its 95 % interval.", "1"),
+        Column("agreed", "f64", "What the alarm rests on: neighbours' pressure explains, and is seen, at least this.", "1"),
         Column("pressure", "f64", "The antagonist's share of SM, memory or host CPU, the largest of them.", "1"),
         Column("graded", "i64", "1: pressure was measured; 0: only presence is known, and it says less.", high=1),
         Column("unexplained", "f64", "Slowness that no neighbour explains, as a multiple. Null: none.", "1"),
@@ -266,6 +267,12 @@ REQUEST_WINDOWS = Columns(
         Column("cancelled", "i64", "Of the errors: given up by the client.", "{request}"),
         Column("retries", "i64", "Arrivals that were a second attempt or later.", "{request}"),
         Column("enriched", "i64", "Ends to which another source added what the first did not know.", "{request}"),
+        Column(
+            "unjoined",
+            "i64",
+            "Ends of the reporter that the policy does not name whose twin has not come; in no other column.",
+            "{request}",
+        ),
         Column(
             "slo_judged",
             "i64",

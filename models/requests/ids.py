@@ -15,8 +15,15 @@ from schemas.columns import Batch
 
 _M1, _M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 _S1, _S2 = np.uint64(29), np.uint64(32)
-_TEXTS = ("pool", "tenant", "class", "replica", "status")
-_NUMBERS = ("at_s", "input_tokens", "output_tokens", "cached_tokens", "ttft_s", "tpot_s", "e2e_s")
+_TEXTS = ("pool", "tenant", "class", "replica", "status", "model", "error_type")
+_NUMBERS = (
+    "at_s", "input_tokens", "output_tokens", "cached_tokens", "ttft_s", "tpot_s", "e2e_s", "priority", "image_units",
+    "audio_s", "video_s", "queue_s",
+)  # fmt: skip
+_SALTS = _M1 * np.arange(1, len(_TEXTS) + len(_NUMBERS) + 1, dtype=np.uint64)
+"""A word of its own for each column."""
+_SIDES = np.array([0x6A09E667F3BCC908, 0xBB67AE8584CAA73B], np.uint64)
+"""A word of its own for gateway and engine."""
 
 
 def _mix(state: np.ndarray, word: np.ndarray) -> np.ndarray:
@@ -42,22 +49,51 @@ def hash_texts(values: Sequence[str]) -> np.ndarray:
     return state
 
 
-def row_names(batch: Batch) -> np.ndarray:
-    """uint64 [rows] of (event, request_id)."""
+def by_engine(batch: Batch) -> np.ndarray:
+    """bool [rows]: reported by the engine; whoever does not say is a gateway."""
+    flags: np.ndarray = np.array([*(value == "engine" for value in batch.values["reporter"]), False])
+    chosen: np.ndarray = flags[batch.codes["reporter"]]
+    return chosen
+
+
+def _requests(batch: Batch) -> np.ndarray:
+    """uint64 [rows] of (request_id, attempt)."""
     names = hash_texts(batch.values["request_id"])[batch.codes["request_id"]]
-    return _mix(names, hash_texts(batch.values["event"])[batch.codes["event"]])
+    attempt = batch.numbers["attempt"]
+    first = ~(attempt > 1)
+    return names if first.all() else np.where(first, names, _mix(names, np.nan_to_num(attempt).astype(np.uint64)))
+
+
+def row_names(batch: Batch) -> np.ndarray:
+    """uint64 [rows] of (event, request_id, attempt, reporter)."""
+    names = _mix(_requests(batch), hash_texts(batch.values["event"])[batch.codes["event"]])
+    engine = by_engine(batch)
+    return np.where(engine, _mix(names, _SIDES[1]), names) if engine.any() else names
+
+
+def twin_names(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(own, twin's): uint64 [rows] of (pool, request_id, attempt, reporter), and the same of the other reporter."""
+    names = _mix(_requests(batch), hash_texts(batch.values["pool"])[batch.codes["pool"]])
+    gateway, engine = _mix(names, _SIDES[0]), _mix(names, _SIDES[1])
+    is_engine = by_engine(batch)
+    return np.where(is_engine, engine, gateway), np.where(is_engine, gateway, engine)
 
 
 def row_contents(batch: Batch) -> np.ndarray:
-    """uint32 [rows] of all columns beside the name."""
+    """uint32 [rows] of all columns beside the name. What is unknown adds nothing, so that a row has the same content
+    in a batch that does not have the column at all."""
     state = np.full(batch.rows, _M2)
-    for column in _TEXTS:
-        texts = np.concatenate((hash_texts(batch.values[column]), np.zeros(1, np.uint64)))  # -1: unknown
-        state = _mix(state, texts[batch.codes[column]])
-    for column in _NUMBERS:
+    for column, salt in zip(_TEXTS, _SALTS, strict=False):
+        if batch.values[column]:
+            codes = batch.codes[column]
+            words = (hash_texts(batch.values[column]) ^ salt)[codes]
+            state = np.where(codes >= 0, _mix(state, words), state)
+    for column, salt in zip(_NUMBERS, _SALTS[len(_TEXTS) :], strict=True):
         values = batch.numbers[column]
-        plain = np.where(np.isnan(values), np.nan, values) + 0.0  # one NaN and one zero
-        state = _mix(state, plain.astype("<f8").view("<u8"))
+        known = ~np.isnan(values)
+        if known.any():
+            words = (values + 0.0).astype("<f8").view("<u8") ^ salt  # one zero
+            state = np.where(known, _mix(state, words), state)
     return (state >> _S2).astype(np.uint32)
 
 

@@ -51,3 +51,9 @@ def pool_config(at_s: float, name: str = "chat", revision: int = 1, **spec: Any)
     spec = {"model": "m", "gpu_type": "H100", "gpus_per_replica": 1, "capacity_rps": 1, **spec}
     item = ConfigObject(object_kind="pool", name=name, revision=revision, spec=spec)
     return LogRecord(0, round(at_s * 1000), ce_type("config"), item.key, item.encode())
+
+
+def tenant_config(at_s: float, name: str, tier: str) -> LogRecord:
+    """A tenant of a tier."""
+    item = ConfigObject(object_kind="tenant", name=name, revision=1, spec={"tier": tier})
+    return LogRecord(0, round(at_s * 1000), ce_type("config"), item.key, item.encode())

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,46 +19,8 @@ from schemas.topics import DEAD_LETTERS, ce_type
 from tests.models.law import check_bounds, check_law, log, run, tick
 from tests.models.node.logs import final, windows
 from tests.models.node.logs import rows as as_rows
-from tests.models.requests.logs import T0, arrival, end, fold, pool_config, record
-
-Row = dict[str, Any]
-STATUSES = ["ok", "ok", "ok", "error", "timeout", "rejected", "cancelled", None]
-
-
-def row(id: str, seed: int) -> Row:
-    """A row made from the digits of a number: cheap to draw, and 0 is the plainest. Times and latencies are eighths,
-    so that their sums are exact in any order."""
-
-    def pick(choices: Sequence[Any]) -> Any:
-        nonlocal seed
-        seed, digit = divmod(seed, len(choices))
-        return choices[digit]
-
-    eighths = [n / 8 for n in range(64)]
-    at_s = T0 + pick(range(320)) / 8
-    common = {
-        "tenant": pick(["acme", "zeta", None]),
-        "class": pick(["fast", None]),
-        "pool": pick(["chat", "code"]),
-        "input_tokens": pick([*map(float, range(50)), None]),
-    }
-    if pick([True, True, False]):
-        more = {
-            "status": pick(STATUSES),
-            "output_tokens": pick([5.0, 2.0, 1.0, 0.0, None]),
-            "cached_tokens": pick([0.0, 3.0, None]),
-            "ttft_s": pick([*eighths, None]),
-            "tpot_s": pick([*eighths[:16], None]),
-            "e2e_s": None,
-        }
-        return end(id, at_s, **common, **more)
-    return arrival(id, at_s, **common)
-
-
-def rows(most: int = 25) -> st.SearchStrategy[list[Row]]:
-    """Rows with distinct ids."""
-    seeds = st.lists(st.integers(0, 2**42), max_size=most)
-    return seeds.map(lambda drawn: [row(f"q{number}", seed) for number, seed in enumerate(drawn)])
+from tests.models.requests.logs import T0, arrival, end, fold, pool_config, record, tenant_config
+from tests.models.requests.oracle import Row, cells_of, deliver, oracle, rows
 
 
 @st.composite
@@ -94,47 +55,6 @@ def test_bounds() -> None:
     check_bounds(fold())
 
 
-def oracle(given_rows: Sequence[Row]) -> dict[tuple[str, int], dict[tuple[str, str], Row]]:
-    """(pool, start) -> (tenant, class) -> what the window must say; computed row by row, without the fold."""
-    found: dict[tuple[str, int], dict[tuple[str, str], Row]] = {}
-    for r in given_rows:
-        key = (r["pool"], int(r["at_s"]) // 10 * 10)
-        cell = found.setdefault(key, {}).setdefault((r["tenant"] or "unknown", r["class"] or "default"), {})
-
-        def add(name: str, value: Any, cell: Row = cell) -> None:
-            cell[name] = cell.get(name, 0) + (value or 0)
-
-        if r["event"] == "arrival":
-            add("arrivals", 1)
-            if r["input_tokens"] is not None:
-                add("arrival_input_tokens", r["input_tokens"])
-            continue
-        add("ends", 1)
-        status = r["status"]
-        for name, members in (
-            ("ok", ["ok"]),
-            ("errors", ["error", "timeout", "cancelled"]),
-            ("rejected", ["rejected"]),
-        ):
-            add(name, status in members)
-        for name in ("input_tokens", "cached_tokens", "output_tokens"):
-            add(name, r[name])
-        for name in ("ttft_s", "tpot_s"):
-            if r[name] is not None:
-                add(f"{name}_sum", r[name])
-                add(f"{name[:-2]}_count", 1)
-                cell.setdefault(f"{name}_hist", []).append(r[name])
-        if status in ("error", "timeout", "rejected"):
-            add("slo_judged", 1)
-        several = r["output_tokens"] is None or r["output_tokens"] >= 2
-        has_tpot = not several or r["tpot_s"] is not None or r["output_tokens"] is None
-        if status == "ok" and r["ttft_s"] is not None and has_tpot:
-            add("slo_judged", 1)
-            slow = several and r["tpot_s"] is not None and r["tpot_s"] > 1.0
-            add("slo_good", r["ttft_s"] <= 2.0 and not slow)
-    return found
-
-
 @settings(max_examples=60)
 @given(rows(40), st.randoms(use_true_random=False), st.data())
 def test_windows_equal_the_oracle_in_any_order(given_rows: list[Row], random: Any, data: st.DataObject) -> None:
@@ -142,30 +62,12 @@ def test_windows_equal_the_oracle_in_any_order(given_rows: list[Row], random: An
     plain count says."""
     sent = given_rows + [r for r in given_rows if random.random() < 0.3]
     random.shuffle(sent)
-    records = [pool_config(T0, "chat", slo_tpot_s=1.0), pool_config(T0, "code", slo_tpot_s=1.0)]
-    now = T0 + 1.0
-    while sent:
-        size = data.draw(st.integers(1, 9))
-        batch, sent = sent[:size], sent[size:]
-        now = max(now + 0.3, *(r["at_s"] for r in batch))  # none is from the future
-        records.append(record(now, batch))
-        now += data.draw(st.sampled_from([0.0, 1.0, 30.0]))
-    records += [tick(now + 20), tick(now + 61)]
-    out = run(fold(), log(*records))
-    found = final(out, REQUEST_WINDOWS)
-    wanted = oracle(given_rows)
-    assert sorted(found) == sorted(wanted)
-    for key, cells in wanted.items():
-        got = {(r["tenant"], r["class"]): r for r in found[key]}
-        assert sorted(got) == sorted(cells)
-        for cell, values in cells.items():
-            for name, value in got[cell].items():
-                if name.endswith("_hist"):
-                    assert Histogram.from_pairs(value) == Histogram.of(np.array(values.get(name, []), float)), name
-                elif name == "arrival_input_tokens":
-                    assert value == values.get(name), name
-                elif name not in ("tenant", "class"):
-                    assert value == values.get(name, 0), (name, values)
+    tiers = {"gold": {"slo_ttft_s": 4.0}, "bronze": {"slo_tpot_s": 0.5}}
+    config = [pool_config(T0, "chat", slo_tpot_s=1.0, tiers=tiers), pool_config(T0, "code", slo_tpot_s=1.0)]
+    config += [tenant_config(T0, "acme", "gold"), tenant_config(T0, "zeta", "bronze")]
+    found = final(run(fold(), log(*config, *deliver(sent, data))), REQUEST_WINDOWS)
+    targets = {("chat", "acme"): (4.0, 1.0), ("chat", "zeta"): (2.0, 0.5)}
+    assert cells_of(found) == oracle(given_rows, targets, (2.0, 1.0))
 
 
 def letters(results: Sequence[Result]) -> list[Row]:
