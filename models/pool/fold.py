@@ -25,7 +25,7 @@ from schemas.costs import CostWindow
 from schemas.decisions import Outcome, PoolStatus, Proposal, Verdict
 from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, INTERFERENCE_WINDOWS, REQUEST_WINDOWS, WindowName
+from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, INTERFERENCE_WINDOWS, NODE_WINDOWS, REQUEST_WINDOWS, WindowName
 from schemas.topics import (
     COST_WINDOWS,
     DECISION_EVENTS,
@@ -79,6 +79,7 @@ class PoolFold(BaseFold):
             ENGINE_WINDOWS.type: self._engines,
             GPU_WINDOWS.type: self._gpus,
             INTERFERENCE_WINDOWS.type: self._interference,
+            NODE_WINDOWS.type: self._nodes,
             ce_type(Outcome.kind): self._outcome,
         }
 
@@ -150,6 +151,10 @@ class PoolFold(BaseFold):
         found = self._named(batch, NODE_SAMPLES)
         if found is not None:
             found[0].windows.take_interference(found[1], batch)
+
+    def _nodes(self, record: LogRecord, batch: Batch) -> None:
+        """Nodes belong to no pool: what they have free is for people to see; only their name is checked."""
+        self._named(batch, NODE_SAMPLES)
 
     def _outcome(self, record: LogRecord, outcome: Outcome) -> None:
         pool = self._pool(outcome.pool)

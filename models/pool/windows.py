@@ -203,7 +203,8 @@ class Windows:
             batch.text("replica"), batch.text("state"), gpu_types, nodes, zip(*columns, strict=True), strict=True
         )
         for replica, state, gpu_type, node, numbers in lines:
-            row = rows[str(replica)] = [*numbers, state, gpu_type, node]
+            row = [*numbers, state, gpu_type, node]
+            _join(rows, str(replica), row)
             gpu_s = row[R["gpus"]] * row[R["allocated_s"]]
             used = usage.setdefault(gpu_type or "", [0.0, 0.0])
             used[0] += gpu_s
@@ -243,16 +244,24 @@ class Windows:
             for source in self.rows[start]:
                 newest[source] = max(start, newest.get(source, start))
         found: dict[str, Row] = {}
+        at: dict[str, int] = {}
         for source, start in newest.items():
             if now_s - self.engine_until.get(source, 0.0) <= stale_s and now_s - start <= stale_s + SIZE_S:
-                found.update(self.rows[start][source][1])
+                for replica, row in self.rows[start][source][1].items():
+                    # the same replica in windows apart has moved; in one it lies on several nodes
+                    if at.get(replica, start) == start:
+                        _join(found, replica, row)
+                    elif start > at[replica]:
+                        found[replica] = row
+                    at[replica] = max(start, at.get(replica, start))
         return found
 
     def rows_of(self, start_s: int) -> dict[str, Row]:
         """Every replica's row of one window."""
         found: dict[str, Row] = {}
         for _, rows in self.rows.get(start_s, {}).values():
-            found.update(rows)
+            for replica, row in rows.items():
+                _join(found, replica, row)
         return found
 
     def suspects_of(self, start_s: int) -> dict[str, list[Any]]:
@@ -371,6 +380,38 @@ def _put(store: dict[int, dict[str, list[Any]]], name: WindowName, values: list[
     known = store.setdefault(name.start_s, {})
     if not _known(known, name):
         known[name.source] = [name.version, *values]
+
+
+def _join(rows: dict[str, Row], replica: str, row: Row) -> None:
+    known = rows.get(replica)
+    rows[replica] = row if known is None else joined(known, row)
+
+
+def joined(a: Row, b: Row) -> Row:
+    """Rows of one replica on several nodes, or known to an inventory here and to a scraper there, as one.
+
+    GPUs add up, the time allocated is such that GPUs x time is the sum of both, and what the engine says comes from the
+    row that has samples (the later ones, where both have). One node that is slow or loads makes the replica so.
+    """
+    first, other = (a, b) if _freshness(a) >= _freshness(b) else (b, a)
+    row = list(first)
+    gpus = a[R["gpus"]] + b[R["gpus"]]
+    gpu_s = sum(x[R["gpus"]] * x[R["allocated_s"]] for x in (a, b))
+    row[R["gpus"]] = gpus
+    row[R["allocated_s"]] = gpu_s / gpus if gpus > 0 else max(a[R["allocated_s"]], b[R["allocated_s"]])
+    for name, worst in (("billed", max), ("loading_s", max), ("throttled_s", max), ("sm_clock_ratio_mean", min)):
+        row[R[name]] = worst((x[R[name]] for x in (a, b) if x[R[name]] is not None), default=None)
+    if first[STATE] == "unknown":
+        row[STATE] = other[STATE]
+    if not first[R["gpus"]] and other[R["gpus"]]:
+        row[NODE] = other[NODE]
+    row[GPU_TYPE] = first[GPU_TYPE] or other[GPU_TYPE]
+    return row
+
+
+def _freshness(row: Row) -> tuple[float, float, str]:
+    last_s = row[R["last_at_s"]]
+    return row[R["covered_s"]] or 0.0, -1.0 if last_s is None else last_s, row[NODE]
 
 
 def _optional(values: list[float]) -> list[float | None]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.pool.windows import ARRIVALS, DETAIL, ENDS, KEEP_MAX, Windows
+from models.pool.windows import ARRIVALS, DETAIL, ENDS, GPU_TYPE, KEEP_MAX, NODE, STATE, R, Windows
 from schemas.signals import ENGINE_WINDOWS, REQUEST_WINDOWS, WindowName
 from tests.models.pool.signals import T0, engine_window, request_window
 
@@ -83,6 +83,59 @@ def test_replicas_that_are_gone_are_gone() -> None:
         windows.take_engines(WindowName.of(batch.meta), batch)
     assert list(windows.replicas(T0 + 25, 30)) == ["b"]
     assert windows.replicas(T0 + 100, 30) == {}
+
+
+def _say(windows: Windows, start_s: int, rows: list[dict[str, Any]], source: str) -> None:
+    record = engine_window(start_s + 12, start_s, 1, rows, source=source)
+    batch = ENGINE_WINDOWS.decode(record.value)
+    windows.take_engines(WindowName.of(batch.meta), batch)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_replica_on_several_nodes_is_one(apart: bool, turned: bool) -> None:
+    """Its GPUs and GPU seconds add up, its engine speaks once, whichever node's row comes first and from where."""
+    rows: list[dict[str, Any]] = [
+        {"replica": "a", "node": "n0", "gpus": 8.0, "allocated_s": 10.0, "running_mean": 4.0, "last_at_s": T0 + 9.0},
+        {"replica": "a", "node": "n1", "gpus": 4.0, "allocated_s": 4.0, "covered_s": 0.0, "running_mean": None},
+    ]
+    rows[0] |= {"throttled_s": 1.0, "billed": 1}
+    rows[1] |= {"throttled_s": 3.0, "billed": 1, "last_at_s": None, "kv_usage_ratio_mean": None}
+    if turned:
+        rows.reverse()
+    windows = Windows()
+    if apart:
+        for i, row in enumerate(rows):
+            _say(windows, T0, [row], f"node.samples/{i}")
+    else:
+        _say(windows, T0, rows, "node.samples/0")
+    for found in (windows.rows_of(T0), windows.replicas(T0 + 12, 30)):
+        (row,) = found.values()
+        assert (row[R["gpus"]], row[R["gpus"]] * row[R["allocated_s"]]) == (12.0, pytest.approx(96.0))
+        assert (row[R["running_mean"]], row[R["throttled_s"]], row[NODE]) == (4.0, 3.0, "n0")
+    held = [usage["H100"][0] for _, usage in windows.by_start[T0].engines.values()]
+    assert sum(held) == pytest.approx(96.0)
+
+
+def test_inventory_here_and_scraper_there_are_one_replica() -> None:
+    """What a scraper says of a replica whose node it does not know joins the row that the inventory gives it."""
+    named = {"replica": "a", "node": "n0", "gpus": 4.0, "allocated_s": 10.0, "covered_s": 0.0, "last_at_s": None}
+    scraped = {"replica": "a", "node": "-", "state": "unknown", "gpus": 0.0, "allocated_s": 0.0, "gpu_type": None}
+    windows = Windows()
+    _say(windows, T0, [named | {"running_mean": None}], "node.samples/0")
+    _say(windows, T0, [scraped | {"running_mean": 3.0}], "node.samples/1")
+    (row,) = windows.rows_of(T0).values()
+    assert (row[R["gpus"]], row[R["allocated_s"]], row[R["running_mean"]]) == (4.0, 10.0, 3.0)
+    assert (row[STATE], row[NODE], row[GPU_TYPE]) == ("ready", "n0", "H100")
+
+
+def test_a_replica_that_moved_is_where_it_is_now() -> None:
+    """A row of an earlier window on another node is not added to the present one."""
+    windows = Windows()
+    _say(windows, T0, [{"replica": "a", "node": "n0", "gpus": 4.0}], "node.samples/0")
+    _say(windows, T0 + 10, [{"replica": "a", "node": "n1", "gpus": 4.0}], "node.samples/1")
+    (row,) = windows.replicas(T0 + 22, 30).values()
+    assert (row[R["gpus"]], row[NODE]) == (4.0, "n1")
 
 
 def test_what_nobody_can_revise_is_dropped_once_billed() -> None:
