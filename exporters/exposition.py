@@ -39,7 +39,8 @@ def lines_of(body: bytes) -> list[bytes]:
 def samples(lines: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
     """(number, line) of those that are neither empty nor a comment."""
     for number, line in enumerate(lines):
-        if line and line[0] != _COMMENT and not line.isspace():
+        begin = line.lstrip()
+        if begin and begin[0] != _COMMENT:
             yield number, line
 
 
@@ -49,7 +50,7 @@ def cut(line: bytes, openmetrics: bool) -> int:
     close = line.rfind(b"}", 0, end if end >= 0 else len(line))
     if close >= 0:
         return close + 1
-    space = _SPACE.search(line)
+    space = _SPACE.search(line, len(line) - len(line.lstrip()))
     return space.end() if space else len(line)
 
 
