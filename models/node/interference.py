@@ -245,7 +245,7 @@ class Interference:
                 continue
             known = updates[k] > LEARNED and not math.isnan(judged.severity[k])
             ends = judged.severity[k] + 1.96 * judged.sd[k] * np.array([0.0, -1.0, 1.0])
-            ratio, low, high = np.exp(np.maximum(ends, 0.0)) if known else (math.nan,) * 3
+            ratio, low, high = np.exp(np.maximum(ends, 0.0)).tolist() if known else (math.nan,) * 3
             row = {
                 "replica": item.replica,
                 "node": item.node,
@@ -255,9 +255,10 @@ class Interference:
                 "slowdown": ratio,
                 "slowdown_low": low,
                 "slowdown_high": high,
+                "agreed": math.exp(judged.agreed[k]) if known else math.nan,
                 "pressure": math.nan,
                 "graded": int(all(n.graded for n in item.neighbours)) if item.neighbours else None,
-                "unexplained": unexplained[k] if slow[k] else math.nan,
+                "unexplained": float(unexplained[k]) if slow[k] else math.nan,
                 "windows": int(updates[k]),
                 "tpot_s": math.exp(y[i]),
                 "expected_tpot_s": math.exp(judged.own[k]) if known else math.nan,

@@ -41,6 +41,9 @@ FREE = 0.02
 """Sum of pressures that counts as none."""
 R_PACE = 0.4
 LEVEL_PACE = 0.1
+DRIFT_PACE = 0.02
+DOUBT = 2.0
+"""Standard errors by which what a neighbour costs must differ from nothing."""
 NUMBERS = (
     "shift",  # level that restarts and changes of level have moved ln TPOT by
     "silent",  # ... of this, by changes without a restart: since the last restart
@@ -48,6 +51,8 @@ NUMBERS = (
     "c0",
     "c1",  # their variance and lag-1 covariance, clipped: autocorrelation
     "last",  # residual before
+    "drift",  # residual, smoothed over about fifty windows
+    "drift2",  # ... its variance: how far residuals are from independent over longer times
     "r",  # observed slowdown: ln TPOT beyond own load, smoothed over about three windows
     "level",  # residual, smoothed over about twenty windows: what nothing explains
     "gap",  # ... and against what the pool's replicas need when alone
@@ -143,8 +148,8 @@ class Judged:
 
     def __init__(self, n: int) -> None:
         nan = np.nan
-        self.explained, self.observed = np.full(n, nan), np.full(n, nan)
-        """Slowdown by neighbours, and beyond own load, in ln TPOT: the first at its lower bound."""
+        self.agreed = np.full(n, nan)
+        """Slowdown that both the neighbours explain and the residual shows, each at its lower bound, in ln TPOT."""
         self.severity, self.sd = np.full(n, nan), np.full(n, nan)
         """Slowdown and its standard deviation, in ln TPOT."""
         self.own = np.full(n, nan)
@@ -321,8 +326,12 @@ class Bank:
         return moved
 
     def _widened(self, at: np.ndarray) -> np.ndarray:
+        """By how much the variance of a mean of residuals exceeds that of independent ones: by their lag-1
+        autocorrelation, or by what is left of them after fifty windows, where that is more (own load of another form
+        than fitted errs for as long as the load stays)."""
         rho = self._rho(at)
-        widened: np.ndarray = (1 + rho) / (1 - rho)
+        slow = self.number("drift2")[at] / self.number("s2")[at] * (2 - DRIFT_PACE) / DRIFT_PACE
+        widened: np.ndarray = np.maximum((1 + rho) / (1 - rho), slow)
         return widened
 
     def _rho(self, at: np.ndarray) -> np.ndarray:
@@ -344,6 +353,9 @@ class Bank:
         c0[at] += 0.01 * (clipped**2 - c0[at])
         c1[at] += 0.01 * (clipped * last[at] - c1[at])
         last[at] = clipped
+        drift, drift2 = self.number("drift"), self.number("drift2")
+        drift[at] += DRIFT_PACE * (clipped - drift[at])
+        drift2[at] += 0.005 * (drift[at] ** 2 - drift2[at])
         self.number("updates")[at] += 1
         theta, cov = solve(a, b, self.j)
         self.arrays["theta"][at] = theta
@@ -367,21 +379,21 @@ class Bank:
         r, level = self.number("r"), self.number("level")
         r[at] += R_PACE * (y - own - r[at])
         level[at] += LEVEL_PACE * (e - level[at])
-        believed = np.maximum(0.0, theta[:, OWN:] - 2 * self.arrays["se"][at]) * u
+        believed = np.maximum(0.0, theta[:, OWN:] - DOUBT * self.arrays["se"][at]) * u
         believed[~self._may_be_blamed(at)] = 0.0
         explained = believed.sum(axis=1)
         blame = self.slot("blame")
         blame[at] += R_PACE * (believed - blame[at])
         s2, rho, wide = self.number("s2")[at], self._rho(at), self._widened(at)
         ready = go & (self.number("updates")[at] > LEARNED)
-        hit = ready & (explained > HIT) & (r[at] - HIT_NOISE * np.sqrt(s2) > HIT)
-        self.number("hits")[at] += hit
+        agreed = np.minimum(explained, r[at] - HIT_NOISE * np.sqrt(s2))
+        self.number("hits")[at] += ready & (agreed > HIT)
         full = (theta[:, OWN:] * u).sum(axis=1)
         mixed = (cov[:, OWN:, OWN:] * u[:, None, :]).sum(axis=2)
         var_s = (mixed * u).sum(axis=1) * s2 * wide
         var_r = s2 * smoothed(R_PACE, rho)
         leverage = ((cov * z[:, None, :]).sum(axis=2) * z).sum(axis=1) * s2 * wide
-        judged.explained[good], judged.observed[good] = explained, r[at]
+        judged.agreed[good] = agreed
         judged.severity[good] = np.maximum(0.0, (full + np.maximum(0.0, r[at])) / 2)
         judged.sd[good] = np.sqrt(var_s + var_r) / 2
         judged.own[good], judged.full[good] = own, full
