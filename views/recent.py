@@ -39,12 +39,12 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self._newest: dict[str, int] = {}
-        self._cells: dict[tuple[str, str], dict[int, dict[tuple[str, str], tuple[int, Served]]]] = {}
+        self._cells: dict[tuple[str, str], dict[int, dict[str, tuple[int, Served]]]] = {}
         self._sums: dict[tuple[str, str], Served] = {}
         self.overflow = 0
 
-    def put(self, pool: str, tenant: str, cell: tuple[str, str], start_s: int, version: int, value: Served) -> None:
-        """Takes one row; `cell` is (source, class)."""
+    def put(self, pool: str, tenant: str, source: str, start_s: int, version: int, value: Served) -> None:
+        """Takes what one source says of a window, over all classes, models and priorities."""
         newest = self._newest[pool] = max(self._newest.get(pool, 0), start_s)
         if start_s <= newest - SPAN_S:
             return
@@ -56,12 +56,12 @@ class RecentRequests:
             self._cells[key], self._sums[key] = {}, Served()
         self._prune(key, newest)
         window = self._cells[key].setdefault(start_s, {})
-        known = window.get(cell)
+        known = window.get(source)
         if known is not None:
             if known[0] >= version:
                 return
             self._sums[key] = self._sums[key].minus(known[1])
-        window[cell] = (version, value)
+        window[source] = (version, value)
         self._sums[key] = self._sums[key].plus(value)
 
     def _prune(self, key: tuple[str, str], newest: int) -> None:

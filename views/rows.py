@@ -194,11 +194,12 @@ class Rows:
         if (found := self._window(batch, "requests")) is None:
             return
         name, _meta = found
+        tenants: dict[str, Served] = {}
         for cells in batch_rows(batch):
             served = Served(cells["ends"], cells["slo_judged"], cells["slo_good"], cells["errors"], cells["rejected"])
-            self.requests.put(
-                name.pool, cells["tenant"], (name.source, cells["class"]), name.start_s, name.version, served
-            )
+            tenants[cells["tenant"]] = tenants.get(cells["tenant"], Served()).plus(served)
+        for tenant, served in tenants.items():
+            self.requests.put(name.pool, tenant, name.source, name.start_s, name.version, served)
 
     def _cost(self, _: LogRecord, window: Record) -> None:
         assert isinstance(window, CostWindow)

@@ -20,7 +20,7 @@ from schemas.errors import InvalidRecord
 from schemas.log import LogRecord
 from schemas.signals import REQUEST_WINDOWS, WindowName
 from schemas.topics import REQUEST_TRACES, ce_type
-from views.records import WINDOW_S, batch_rows, decode_record, is_early, letter_id
+from views.records import WINDOW_S, decode_record, is_early, letter_id
 
 KEEP_S = 7200
 IDS_MAX = 1_000_000
@@ -96,9 +96,8 @@ class Tally:
 
     def _request_windows(self, _: LogRecord, batch: Batch) -> None:
         name = WindowName.of(batch.meta)
-        for row in batch_rows(batch):
-            cell = (name.pool, name.source, row["tenant"], row["class"])
-            self._requests.put(name.start_s, cell, name.version, (row["ends"], row["slo_judged"], row["slo_good"]))
+        sums = tuple(float(batch.numbers[column].sum()) for column in ("ends", "slo_judged", "slo_good"))
+        self._requests.put(name.start_s, (name.pool, name.source), name.version, sums)
 
     def _cost_window(self, _: LogRecord, window: Record) -> None:
         assert isinstance(window, CostWindow)

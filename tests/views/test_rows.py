@@ -225,6 +225,20 @@ def test_requests_merge_sources_and_replace_versions() -> None:
     assert rows.requests.pools()["p"].ends == 1
 
 
+def test_rows_of_one_tenant_add_up() -> None:
+    """A tenant has a row a class, model and priority: all of them count, and a later version replaces them all."""
+    name = WindowName("p", "request.traces/0", ORIGIN_S, 1, ORIGIN_S + 12.0, True)
+    zero = ("arrivals", "ok", "errors", "rejected", "ttft_count", "tpot_count", "e2e_count")
+    sums = ("input_tokens", "cached_tokens", "output_tokens", "ttft_s_sum", "tpot_s_sum", "e2e_s_sum")
+    columns = {"tenant": ["t"] * 3, "class": ["c"] * 3, "model": ["a", "b", "b"], "priority": [None, None, 2]}
+    columns |= {"ends": [3, 4, 5], "slo_judged": [3, 4, 5], "slo_good": [3, 0, 0]}
+    columns |= {c: [0] * 3 for c in zero} | {c: [0.0] * 3 for c in sums}
+    rows = rows_of([(POOL_SIGNALS, windows(REQUEST_WINDOWS, 1, ORIGIN_S + 12, name, columns))])
+    assert rows.requests.of("p", "t").ends == 12
+    rows.apply(*request_window(ORIGIN_S, 2, 0, 20, 20))
+    assert rows.requests.of("p", "t").ends == 20
+
+
 def test_verdict_meets_its_decision_in_either_order() -> None:
     """What decision.events tells of a decision is in its row whichever came first."""
     items = [i for i in FEED if i[0] in (DECISIONS, DECISION_EVENTS)]
