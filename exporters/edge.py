@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ METRICS = {
 """Name -> help."""
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 STOP_WITHIN_S = 5.0
+_PASSWORD = re.compile(r"(?<=//)[^/@\s]*@")
+"""User and password in a URL."""
 
 
 def options_of(cls: type[O], given: dict[str, Any]) -> O:
@@ -59,7 +62,7 @@ def _explained(cls: type[BaseSettings], prefix: str, item: Any) -> str:
     name = str(item["loc"][0])
     field = cls.model_fields.get(name)
     secret = field is not None and "Secret" in str(field.annotation)
-    shown = "***" if secret else repr(item["input"])
+    shown = "***" if secret else _PASSWORD.sub("***@", repr(item["input"]))
     return f"{prefix}{name.upper()}: {shown}: {remedy}. {field.description if field else ''}".strip()
 
 

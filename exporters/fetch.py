@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 import time
 import zlib
@@ -48,8 +49,10 @@ class Credentials:
                 raise SettingsError(f"{self.file}: cannot be read: {error}") from None
             self._read_at = now
             text = secret.get_secret_value()
-            basic = aiohttp.BasicAuth(self.username, text, "utf-8").encode()
-            self._header = {"Authorization": f"Bearer {text}" if self.bearer else basic}
+            if not text or not (text.isascii() and text.isprintable()):
+                raise SettingsError(f"{self.file}: needed is one line of printable ASCII")
+            basic = base64.b64encode(f"{self.username}:{text}".encode()).decode()
+            self._header = {"Authorization": f"Bearer {text}" if self.bearer else f"Basic {basic}"}
         return self._header
 
 

@@ -51,7 +51,9 @@ class HttpSource:
     """Target groups that a URL answers with, polled."""
 
     def __init__(self, url: str, rules: Rules, period_s: float, ssl: Any = True) -> None:
-        self.name, self.url, self.rules, self.period_s, self._ssl = f"url {url}", url, rules, period_s, ssl
+        self.url, self.rules, self.period_s, self._ssl = url, rules, period_s, ssl
+        self._shown = url.partition("?")[0]  # a query may hold a secret
+        self.name = f"url {self._shown}"
 
     async def targets(self) -> list[Target]:
         """See Source."""
@@ -62,11 +64,11 @@ class HttpSource:
                 session.get(self.url, allow_redirects=False, ssl=self._ssl) as answer,
             ):
                 if answer.status != 200:
-                    raise SourceError(f"{self.url}: status {answer.status}")
+                    raise SourceError(f"{self._shown}: status {answer.status}")
                 body = await bounded(answer, BYTES_MAX)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise SourceError(f"{self.url}: {error or type(error).__name__}") from None
-        return self.rules.groups(await asyncio.to_thread(_parsed, body, self.url), self.url)
+            raise SourceError(f"{self._shown}: {error or type(error).__name__}") from None
+        return self.rules.groups(await asyncio.to_thread(_parsed, body, self._shown), self._shown)
 
 
 async def bounded(answer: aiohttp.ClientResponse, bytes_max: int) -> bytes:
