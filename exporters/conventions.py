@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 Reporter = Literal["gateway", "engine"]
 Fields = Mapping[str, tuple[str, ...]]
@@ -18,12 +18,16 @@ SERVER = 2
 """SpanKind of OTLP."""
 
 
-class Convention(NamedTuple):
+class Convention:
     """One way of saying what a request was."""
 
-    name: str
-    reporter: Reporter
-    fields: Fields
+    def __init__(self, name: str, reporter: Reporter, fields: Fields) -> None:
+        self.name, self.reporter, self.fields = name, reporter, fields
+        self.places: dict[str, list[tuple[str, int]]] = {}
+        """Attribute -> the fields that it is, each with its rank: 0 wins."""
+        for field, names in fields.items():
+            for rank, attribute in enumerate(names):
+                self.places.setdefault(attribute, []).append((field, rank))
 
 
 COMMON: Fields = {

@@ -167,7 +167,7 @@ def batch_of(calls: list[tuple[Cells, Cells]]) -> tuple[Batch, dict[int, tuple[s
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         found = float(value)
@@ -178,6 +178,8 @@ def number(value: Any) -> float | None:
 
 def text(value: Any) -> str | None:
     """A text or whole number as text; of a list its first item. None where there is none."""
+    if isinstance(value, str):
+        return value or None
     if isinstance(value, list):
         value = value[0] if value else None
     if isinstance(value, int) and not isinstance(value, bool):
@@ -219,6 +221,7 @@ class Mapper:
         self.classes = pairs(options.class_map)
         self.pools = pairs(options.pools)
         self.engines = frozenset(options.engine_services)
+        self.metadata = any(n.startswith(METADATA + ".") for n in options.tenant_attributes + options.class_attributes)
         self.wanted = wanted(options.tenant_attributes, options.class_attributes, options.replica_attributes)
 
     def of_span(self, span: Span, resource: Attributes, headers: Mapping[str, str]) -> tuple[Cells, Cells] | None:
@@ -232,7 +235,10 @@ class Mapper:
             return None
         if not 0 < span.start_ns <= span.end_ns:
             raise NotARequest("invalid", "start_time_unix_nano", "send spans with start and end, the end not before")
-        get = _getter(convention, found)
+        if self.metadata and METADATA in found:
+            for key, inner in _metadata(found[METADATA]).items():
+                found.setdefault(f"{METADATA}.{key}", inner)
+        get = _values(convention, found).get
         stream, max_tokens, finish = get("stream"), number(get("max_tokens")), text(get("finish"))
         kind, code = error_kind(get("error_type")), get("http_status")
         out = number(get("output_tokens"))
@@ -311,12 +317,11 @@ class Mapper:
         return first.replace("/", "-")
 
     def _first(self, names: tuple[str, ...], found: Attributes, resource: Attributes) -> str | None:
-        for name in names:
-            value = text(found.get(name)) or text(resource.get(name))
-            if value is None and METADATA in found and name.startswith(METADATA + "."):
-                value = text(_metadata(found[METADATA]).get(name[len(METADATA) + 1 :]))
-            if value is not None:
-                return value
+        for attributes in (found, resource):
+            if not attributes.keys().isdisjoint(names):
+                value = next((v for name in names if (v := text(attributes.get(name))) is not None), None)
+                if value is not None:
+                    return value
         return None
 
     def _reporter(self, convention: Convention, said: Any, resource: Attributes) -> str:
@@ -339,16 +344,16 @@ class Mapper:
         return numbered[1] if numbered else said
 
 
-def _getter(convention: Convention, found: Attributes) -> Callable[[str], Any]:
-    fields = convention.fields
-
-    def get(field: str) -> Any:
-        for name in fields.get(field, ()):
-            if name in found:
-                return found[name]
-        return None
-
-    return get
+def _values(convention: Convention, found: Attributes) -> dict[str, Any]:
+    """Field -> value: of several attributes that say the same the one that stands first in the table."""
+    values: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
+    places = convention.places
+    for name, value in found.items():
+        for field, rank in places.get(name, ()):
+            if rank < ranks.get(field, rank + 1):
+                values[field], ranks[field] = value, rank
+    return values
 
 
 def _of_headers(names: tuple[str, ...], headers: Mapping[str, str]) -> str | None:

@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from pydantic_core import from_json
 
 from exporters.conventions import PART_TYPE
 from exporters.conventions_rows import Cells, Mapper, NotARequest, Span, batch_of, is_first_token
@@ -76,8 +77,8 @@ class OtlpReader:
     def json(self, body: bytes, headers: Mapping[str, str]) -> Spans:
         """A JSON body. Raises InvalidRecord."""
         try:
-            found = json.loads(body)
-        except (ValueError, RecursionError):
+            found = from_json(body)
+        except ValueError:
             raise InvalidRecord(
                 "undecodable", "body", f"{len(body)} bytes", "send JSON as OTLP 1.x writes it"
             ) from None
