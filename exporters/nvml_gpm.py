@@ -1,11 +1,14 @@
-"""SM, tensor and DRAM activity by NVML's GPU performance monitoring: Hopper and later."""
+"""SM, tensor and DRAM activity by NVML's GPU performance monitoring: Hopper and later, whole GPUs and MIG instances."""
 
 from __future__ import annotations
 
-import contextlib
+import time
+from ctypes import byref
 from typing import Any
 
 import pynvml as nv
+
+from exporters.nvml_library import Asking, Values, function
 
 METRICS: dict[str, int] = {
     "sm_active_ratio": nv.NVML_GPM_METRIC_SM_UTIL,
@@ -14,41 +17,70 @@ METRICS: dict[str, int] = {
     "dram_active_ratio": nv.NVML_GPM_METRIC_DRAM_BW_UTIL,
 }
 """Column -> metric; NVML gives percent of the time between two samples."""
+APART_S = 0.11
+"""Samples nearer than 100 ms are refused by the driver."""
 
 
 class Activity:
-    """Two samples a GPU that are taken in turn: the window is the time between two reads (> 100 ms needed)."""
+    """Two samples that are taken in turn: the window is the time between two reads.
 
-    def __init__(self) -> None:
-        self._before: Any = None
-        self._after: Any = None
+    Parameters: `instance` is the id of a MIG GPU instance of the device; None: the whole device.
+    """
+
+    name = "activity"
+
+    def __init__(self, handle: Any, instance: int | None = None) -> None:
+        self._handle, self._instance = handle, instance
+        self._samples: list[Any] = []
+        """The one before and the last one; empty before the first read."""
+        self._taken_s = 0.0
+        self._asked: Any = None
 
     def free(self) -> None:
         """Gives the samples back; the next read begins anew."""
-        for sample in (self._before, self._after):
-            if sample is not None:
-                with contextlib.suppress(nv.NVMLError):  # the driver that made them may be gone
-                    nv.nvmlGpmSampleFree(sample)
-        self._before = self._after = None
+        give_back = function("nvmlGpmSampleFree")
+        for sample in self._samples:
+            give_back(sample)  # an error means that the driver that made it is gone: nothing is left to free
+        self._samples = []
 
-    def read(self, handle: Any) -> dict[str, float | None]:
+    def read(self, asking: Asking) -> Values:
         """Ratios since the read before; nothing at the first. Raises NVMLError, NOT_SUPPORTED before Hopper."""
-        if self._after is None:
-            if not nv.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-                raise nv.NVMLError(nv.NVML_ERROR_NOT_SUPPORTED)
-            self._before, self._after = nv.nvmlGpmSampleAlloc(), nv.nvmlGpmSampleAlloc()
-            nv.nvmlGpmSampleGet(handle, self._after)
+        now_s = time.monotonic()
+        if not self._samples:
+            self._begin()
+            self._take(1, now_s)
             return {}
-        self._before, self._after = self._after, self._before
-        nv.nvmlGpmSampleGet(handle, self._after)
-        asked = nv.c_nvmlGpmMetricsGet_t()
-        asked.version = nv.NVML_GPM_METRICS_GET_VERSION
-        asked.numMetrics = len(METRICS)
-        asked.sample1, asked.sample2 = self._before, self._after
+        window_s = now_s - self._taken_s
+        if window_s < APART_S:
+            return {}
+        self._samples.reverse()
+        self._take(1, now_s)
+        asked = self._asked
+        asked.sample1, asked.sample2 = self._samples
+        _check(self._metrics(byref(asked)))
+        values: Values = {"activity_window_s": window_s}
+        for i, name in enumerate(METRICS):
+            one = asked.metrics[i]
+            values[name] = one.value / 100 if one.nvmlReturn == nv.NVML_SUCCESS else None
+        return values
+
+    def _begin(self) -> None:
+        if not nv.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice:
+            raise nv.NVMLError(nv.NVML_ERROR_NOT_SUPPORTED)
+        self._metrics = function("nvmlGpmMetricsGet")
+        self._sample = function("nvmlGpmSampleGet" if self._instance is None else "nvmlGpmMigSampleGet")
+        self._asked = nv.c_nvmlGpmMetricsGet_t()
+        self._asked.version, self._asked.numMetrics = nv.NVML_GPM_METRICS_GET_VERSION, len(METRICS)
         for i, metric in enumerate(METRICS.values()):
-            asked.metrics[i].metricId = metric
-        nv.nvmlGpmMetricsGet(asked)
-        return {
-            name: asked.metrics[i].value / 100 if asked.metrics[i].nvmlReturn == nv.NVML_SUCCESS else None
-            for i, name in enumerate(METRICS)
-        }
+            self._asked.metrics[i].metricId = metric
+        self._samples = [nv.nvmlGpmSampleAlloc(), nv.nvmlGpmSampleAlloc()]
+
+    def _take(self, which: int, now_s: float) -> None:
+        subject = (self._handle,) if self._instance is None else (self._handle, self._instance)
+        _check(self._sample(*subject, self._samples[which]))
+        self._taken_s = now_s
+
+
+def _check(code: int) -> None:
+    if code:
+        raise nv.NVMLError(code)

@@ -1,134 +1,199 @@
-"""Reads GPUs by NVML. Synchronous: belongs on a thread of its own, never on an event loop.
+"""Reads the GPUs of a host by NVML. Synchronous: belongs on a thread of its own, never on an event loop.
 
-What each number means, the classes of errors and their treatment: NVML API reference (nvml.h), 13.x. A value that a
-GPU or driver does not give is None, is asked for once, and not again before the next `open`.
+A value that a GPU or driver does not give is None, is asked for once, and not again before the GPU is found anew.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import pynvml as nv
+import structlog
 
-from exporters.nvml_gpm import Activity
-from schemas.errors import UnavailableError
+from exporters.nvml_events import Events
+from exporters.nvml_gpu import Gpu, memory
+from exporters.nvml_library import DRIVER, LOST, Asking, DriverGone
+from exporters.nvml_mig import Instance, index_of, layout, profile
+from exporters.nvml_processes import Held
 from schemas.node import GPU_SAMPLES, GpuEntry
 
-T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
-UNSUPPORTED = frozenset(
-    {
-        nv.NVML_ERROR_NOT_SUPPORTED,
-        nv.NVML_ERROR_FUNCTION_NOT_FOUND,
-        nv.NVML_ERROR_NO_PERMISSION,
-        nv.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-        nv.NVML_ERROR_DEPRECATED,
-        nv.NVML_ERROR_INVALID_ARGUMENT,
-    }
-)
-LOST = frozenset(
-    {nv.NVML_ERROR_GPU_IS_LOST, nv.NVML_ERROR_RESET_REQUIRED, nv.NVML_ERROR_IRQ_ISSUE, nv.NVML_ERROR_GPU_NOT_FOUND}
-)
-DRIVER = frozenset(
-    {
-        nv.NVML_ERROR_UNINITIALIZED,
-        nv.NVML_ERROR_DRIVER_NOT_LOADED,
-        nv.NVML_ERROR_LIBRARY_NOT_FOUND,
-        nv.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-        nv.NVML_ERROR_OPERATING_SYSTEM,
-    }
-)
-"""Everything else (time-out, no data, busy, unknown) is a value missing this once."""
-
-ALL_LINKS = 0xFFFFFFFF
-FIELDS: dict[str, tuple[int, int]] = {
-    "power_mw": (nv.NVML_FI_DEV_POWER_AVERAGE, 0),
-    "energy_mj": (nv.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 0),
-    "mem_temp_c": (nv.NVML_FI_DEV_MEMORY_TEMP, 0),
-    "throttle_power_ns": (nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP, 0),
-    "throttle_sw_thermal_ns": (nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN, 0),
-    "throttle_hw_thermal_ns": (nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN, 0),
-    "throttle_any_thermal_ns": (nv.NVML_FI_DEV_PERF_POLICY_THERMAL, 0),
-    "pcie_tx_bytes": (nv.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 0),
-    "pcie_rx_bytes": (nv.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 0),
-    "nvlink_tx_kib": (nv.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS),
-    "nvlink_rx_kib": (nv.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS),
-}
-"""What one grouped call asks for: name -> (field id, scope)."""
-_VALUE = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
-
-
-class DriverGone(UnavailableError):
-    """The driver or its library does not answer (any more): close, wait, open again."""
-
-
-class Gpu:
-    """One GPU as it was found. `handle` is None while it is lost."""
-
-    def __init__(self, index: int, handle: Any, uuid: str, entry: GpuEntry) -> None:
-        self.index, self.handle, self.uuid, self.entry = index, handle, uuid, entry
-        self.unsupported: set[str] = set()
-        self.activity = Activity()
+LOST_RETRY_S = 5.0
+REOPEN_S, REOPEN_S_MAX = 60.0, 960.0
+"""While a GPU is missing, the driver is opened anew after so long, and then ever more seldom."""
 
 
 class NvmlReader:
     """All GPUs of this host.
 
-    Parameters: `types` maps an NVML product name to the name in the price list, where the usual one does not fit.
+    Parameters
+    ----------
+    types: maps an NVML product name to the name in the price list, where the usual one does not fit.
+    slow_s: time between two looks at what seldom changes.
+    proc: the host's /proc, where the driver lists its GPUs: a new one is noticed there.
     """
 
-    def __init__(self, types: Mapping[str, str] | None = None) -> None:
-        self.types = dict(types or {})
+    def __init__(
+        self, types: Mapping[str, str] | None = None, slow_s: float = 30.0, proc: Path = Path("/proc")
+    ) -> None:
+        self.types, self.slow_s, self.proc = dict(types or {}), slow_s, proc
         self.gpus: list[Gpu] = []
-        self.failures: dict[str, int] = {}
+        self.failures: Counter[str] = Counter()
         """Transient failures by field, since the start."""
+        self.inventory: list[GpuEntry] = []
+        """Who the GPUs and MIG instances are; lost ones too. Another list whenever it changes."""
+        self.driver = ""
         self._open = False
+        self._events = Events(self._happened)
+        self._xids: dict[str, tuple[int, float]] = {}
+        self._clock: Callable[[], float] = time.time
+        self._slow_at = self._retry_at = self._reopen_at = 0.0
+        self._reopen_s = REOPEN_S
+        self._listed: list[str] = []
+
+    @property
+    def latency_s(self) -> float:
+        """Time that the driver says it spent on our grouped calls since the start."""
+        return sum(gpu.latency_us for gpu in self.gpus) / 1e6
 
     def open(self) -> None:
         """Finds the driver and its GPUs. Raises DriverGone with the remedy. GPUs known before keep their index."""
         try:
             nv.nvmlInit()
             self._open = True
+            self.driver = str(nv.nvmlSystemGetDriverVersion())
             handles = [self._handle(i) for i in range(nv.nvmlDeviceGetCount())]
         except nv.NVMLError as error:
             self.close()
-            raise DriverGone(
-                f"NVML: {_text(error)}: needs an NVIDIA driver on this host (does `nvidia-smi` work?); in a container, "
-                "the GPUs and libnvidia-ml.so.1 passed in"
-            ) from None
-        known = {gpu.uuid: gpu.index for gpu in self.gpus}
-        found = [gpu for i, handle in enumerate(handles) if handle and (gpu := self._identify(i, handle, known))]
-        missing = [gpu for gpu in self.gpus if gpu.uuid not in {g.uuid for g in found}]
-        for gpu in missing:
-            gpu.handle = None
-        self.gpus = sorted([*found, *missing], key=lambda gpu: gpu.index)
+            raise DriverGone(error) from None
+        known = {gpu.uuid: gpu for gpu in self.gpus}
+        taken = {gpu.index for gpu in self.gpus}
+        for gpu in self.gpus:
+            gpu.lost()
+        for index, handle in enumerate(handles):
+            if handle is not None and (uuid := self._uuid(handle)):
+                if uuid in known:
+                    known[uuid].found(handle)
+                    continue
+                index = index if index not in taken else max(taken) + 1
+                taken.add(index)
+                known[uuid] = self._identify(index, uuid, handle)
+        self.gpus = sorted(known.values(), key=lambda gpu: gpu.index)
+        self._listed = self._listing()
+        self._slow_at = 0.0
+        self._events.start([gpu.uuid for gpu in self.gpus if gpu.handle is not None])
 
     def close(self) -> None:
         """Lets the driver go."""
+        self._events.stop()
         for gpu in self.gpus:
-            gpu.activity.free()
+            gpu.lost()
         if self._open:
             self._open = False
             try:
                 nv.nvmlShutdown()
             except nv.NVMLError:
-                self._transient("shutdown")
-
-    def inventory(self) -> list[GpuEntry]:
-        """Who the GPUs are; lost ones too."""
-        return [gpu.entry for gpu in self.gpus]
+                self.failures["shutdown"] += 1
 
     def read(self, at_s: Callable[[], float]) -> list[dict[str, Any]]:
-        """A row of GPU_SAMPLES a GPU, units as there. Raises DriverGone; a lost GPU is a row `lost`."""
-        return [self._row(gpu, at_s) for gpu in self.gpus]
+        """A row of GPU_SAMPLES a GPU and MIG instance, units as there. Raises DriverGone; a lost GPU is a row `lost`.
+
+        `at_s`: the time of this moment, Unix s.
+        """
+        self._clock = at_s
+        now = time.monotonic()
+        if now >= self._slow_at:
+            self._slow_at = now + self.slow_s
+            self._missing(now)
+            for gpu in self.gpus:
+                self._guarded(gpu, lambda gpu=gpu: self._slowly(gpu))  # type: ignore[misc]
+            who = [one.entry for gpu in self.gpus for one in (gpu, *gpu.instances)]
+            if who != self.inventory:
+                self.inventory = who
+        rows: list[dict[str, Any]] = []
+        for gpu in self.gpus:
+            if gpu.handle is None and now >= self._retry_at:
+                self._again(gpu)
+            rows += self._rows(gpu, at_s())
+        if now >= self._retry_at:
+            self._retry_at = now + LOST_RETRY_S
+        return rows
 
     def lost(self, at_s: float) -> list[dict[str, Any]]:
         """A row `lost` for every GPU known: what is to be said while the driver is gone."""
-        return [{"gpu": gpu.index, "at_s": at_s, "status": "lost"} for gpu in self.gpus]
+        return [row for gpu in self.gpus for row in _lost(gpu, at_s)]
+
+    def processes(self) -> dict[int, list[Held]]:
+        """Index of each GPU (of its MIG instances, where it is cut) -> processes that hold or used it.
+
+        Left out: those whose driver did not say. Raises DriverGone.
+        """
+        found: dict[int, list[Held]] = {}
+        for gpu in self.gpus:
+            for one in gpu.instances or [gpu]:
+                listed = self._guarded(gpu, one.listing.read)
+                if listed is not None:
+                    found[one.index] = listed
+        return found
 
     # -- one GPU ---------------------------------------------------------------------------------------------
+
+    def _rows(self, gpu: Gpu, now_s: float) -> list[dict[str, Any]]:
+        def take() -> list[dict[str, Any]]:
+            row = {"gpu": gpu.index, "at_s": now_s, "status": "ok", **gpu.read()}
+            if gpu.uuid in self._xids:
+                row["xid"], row["xid_at_s"] = self._xids[gpu.uuid]
+            known = {"at_s": now_s, "status": "ok", "parent": gpu.index}
+            return [row, *({"gpu": one.index, **known, **one.read()} for one in gpu.instances)]
+
+        return (self._guarded(gpu, take) if gpu.handle is not None else None) or _lost(gpu, now_s)
+
+    def _guarded(self, gpu: Gpu, work: Callable[[], Any]) -> Any:
+        """What it gives; None where this GPU is lost, which is then noted. Raises DriverGone."""
+        if gpu.handle is None:
+            return None
+        try:
+            return work()
+        except nv.NVMLError as error:
+            if error.value in DRIVER:
+                raise DriverGone(error) from None
+            if error.value not in LOST:
+                self.failures["mig"] += 1  # a part of a GPU that is being cut anew
+                return None
+            log.error("a GPU is lost", gpu=gpu.index, uuid=gpu.uuid, error=f"{error} ({error.value})")
+            gpu.lost()
+            return None
+
+    def _slowly(self, gpu: Gpu) -> None:
+        gpu.slowly()
+        found = layout(gpu.handle)
+        if [one.index for one in gpu.instances] != [index_of(gpu.index, id) for id in found]:
+            log.info("MIG layout", gpu=gpu.index, instances=list(found))
+            for one in gpu.instances:
+                one.activity.free()
+            gpu.asking.unsupported.clear()  # what a GPU gives depends on whether it is cut
+            gpu.instances = [self._instance(gpu, id, handles) for id, handles in found.items()]
+
+    def _instance(self, gpu: Gpu, id: int, handles: list[Any]) -> Instance:
+        handle = handles[0]
+        source = memory(handle)
+        total = Asking(self.failures).ask(source).get("mem_total_bytes")
+        entry = GpuEntry(
+            gpu=index_of(gpu.index, id),
+            uuid=str(nv.nvmlDeviceGetUUID(handle)),
+            gpu_type=gpu.entry.gpu_type,
+            mem_total_bytes=None if total is None else float(total),
+            parent=gpu.index,
+            mig_profile=profile(handle),
+        )
+        return Instance(gpu.handle, handles, entry, source, self.failures)
 
     def _handle(self, index: int) -> Any:
         try:
@@ -136,144 +201,74 @@ class NvmlReader:
         except nv.NVMLError as error:
             if error.value in DRIVER:
                 raise
-            self._transient("handle")
+            self.failures["handle"] += 1
             return None
 
-    def _identify(self, index: int, handle: Any, known: Mapping[str, int]) -> Gpu | None:
+    def _uuid(self, handle: Any) -> str:
         try:
-            uuid = str(nv.nvmlDeviceGetUUID(handle))
-            name = str(nv.nvmlDeviceGetName(handle))
+            return str(nv.nvmlDeviceGetUUID(handle))
         except nv.NVMLError:
-            self._transient("identity")
-            return None
-        entry = GpuEntry(gpu=known.get(uuid, index), uuid=uuid, gpu_type=self.types.get(name) or gpu_type(name))
-        gpu = Gpu(entry.gpu, handle, uuid, entry)
-        if (memory := self._ask(gpu, "memory", lambda: _memory(handle))) is not None:
-            gpu.entry = entry.model_copy(update={"mem_total_bytes": float(memory.total)})
-        return gpu
+            self.failures["identity"] += 1
+            return ""
 
-    def _row(self, gpu: Gpu, at_s: Callable[[], float]) -> dict[str, Any]:
-        now = at_s()
+    def _identify(self, index: int, uuid: str, handle: Any) -> Gpu:
         try:
-            if gpu.handle is None:
-                gpu.handle = nv.nvmlDeviceGetHandleByUUID(gpu.uuid.encode())  # back after a reset?
-                gpu.unsupported.clear()
-            return {"gpu": gpu.index, "at_s": now, "status": "ok", **self._values(gpu)}
+            name = str(nv.nvmlDeviceGetName(handle))
+            total = Asking(self.failures).ask(memory(handle)).get("mem_total_bytes")
+        except nv.NVMLError:
+            self.failures["identity"] += 1
+            name, total = "unknown", None
+        entry = GpuEntry(
+            gpu=index,
+            uuid=uuid,
+            gpu_type=self.types.get(name) or gpu_type(name),
+            mem_total_bytes=None if total is None else float(total),
+        )
+        return Gpu(handle, entry, self.failures)
+
+    def _again(self, gpu: Gpu) -> None:
+        """Back after a reset?"""
+        try:
+            gpu.found(nv.nvmlDeviceGetHandleByUUID(gpu.uuid.encode()))
         except nv.NVMLError as error:
             if error.value in DRIVER:
-                raise DriverGone(f"NVML: {_text(error)}") from None
-            gpu.handle = None
-            gpu.activity.free()
-            return {"gpu": gpu.index, "at_s": now, "status": "lost"}
+                raise DriverGone(error) from None
+            return
+        log.info("a GPU is back", gpu=gpu.index, uuid=gpu.uuid)
+        self._slow_at = 0.0
+        self._events.start([one.uuid for one in self.gpus if one.handle is not None])
 
-    def _values(self, gpu: Gpu) -> dict[str, float | None]:
-        handle = gpu.handle
-        fields = self._fields(gpu)
-        utilisation = self._ask(gpu, "utilisation", lambda: nv.nvmlDeviceGetUtilizationRates(handle))
-        memory = self._ask(gpu, "memory", lambda: _memory(handle))
-        power_mw = fields["power_mw"]
-        if power_mw is None:
-            power_mw = self._ask(gpu, "power", lambda: nv.nvmlDeviceGetPowerUsage(handle))
-        energy_mj = fields["energy_mj"]
-        if energy_mj is None:
-            energy_mj = self._ask(gpu, "energy", lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle))
-        software, hardware = fields["throttle_sw_thermal_ns"], fields["throttle_hw_thermal_ns"]
-        thermal = fields["throttle_any_thermal_ns"] if software is None or hardware is None else software + hardware
-        values = {
-            "util_gpu_pct": None if utilisation is None else utilisation.gpu,
-            "util_mem_pct": None if utilisation is None else utilisation.memory,
-            "mem_used_bytes": None if memory is None else memory.used,
-            "mem_total_bytes": None if memory is None else memory.total,
-            "power_w": _scaled(power_mw, 1e-3),
-            "energy_j": _scaled(energy_mj, 1e-3),
-            "temp_c": self._temperature(gpu),
-            "mem_temp_c": fields["mem_temp_c"],
-            "sm_clock_mhz": self._ask(gpu, "clock", lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM)),
-            "sm_clock_max_mhz": self._ask(
-                gpu, "clock_max", lambda: nv.nvmlDeviceGetMaxClockInfo(handle, nv.NVML_CLOCK_SM)
-            ),
-            "throttle_mask": self._ask(gpu, "reasons", lambda: nv.nvmlDeviceGetCurrentClocksEventReasons(handle)),
-            "throttle_power_ns": fields["throttle_power_ns"],
-            "throttle_thermal_ns": thermal,
-            "pcie_tx_bytes": fields["pcie_tx_bytes"],
-            "pcie_rx_bytes": fields["pcie_rx_bytes"],
-            "nvlink_tx_bytes": _scaled(fields["nvlink_tx_kib"], 1024),
-            "nvlink_rx_bytes": _scaled(fields["nvlink_rx_kib"], 1024),
-            **(self._ask(gpu, "activity", lambda: gpu.activity.read(handle)) or {}),
-        }
-        return {name: self._within(name, value) for name, value in values.items()}
+    def _missing(self, now: float) -> None:
+        """Opens the driver anew where GPUs have come or gone: it counts them only then. Raises DriverGone."""
+        lost = any(gpu.handle is None for gpu in self.gpus)
+        if not lost:
+            self._reopen_s, self._reopen_at = REOPEN_S, 0.0
+        if self._listing() == self._listed and not (lost and now >= self._reopen_at):
+            return
+        self._reopen_at = now + self._reopen_s
+        self._reopen_s = min(REOPEN_S_MAX, self._reopen_s * 2)
+        self.close()
+        self.open()
+        self._slow_at = now + self.slow_s
 
-    def _temperature(self, gpu: Gpu) -> float | None:
-        new = self._ask(gpu, "temperature", lambda: nv.nvmlDeviceGetTemperatureV(gpu.handle, nv.NVML_TEMPERATURE_GPU))
-        if new is not None:
-            return float(new)
-        return self._ask(
-            gpu, "temperature_old", lambda: nv.nvmlDeviceGetTemperature(gpu.handle, nv.NVML_TEMPERATURE_GPU)
-        )
-
-    def _fields(self, gpu: Gpu) -> dict[str, float | None]:
-        """The grouped call: each value has an error of its own."""
-        out: dict[str, float | None] = dict.fromkeys(FIELDS)
-        wanted = [name for name in FIELDS if name not in gpu.unsupported]
-        values = self._ask(
-            gpu,
-            "fields",
-            lambda: nv.nvmlDeviceGetFieldValues(gpu.handle, [FIELDS[n] for n in wanted]) if wanted else [],
-        )
-        for name, value in zip(wanted, values or (), strict=False):
-            code = value.nvmlReturn
-            if code == nv.NVML_SUCCESS and value.valueType < len(_VALUE):
-                out[name] = float(getattr(value.value, _VALUE[value.valueType]))
-            else:
-                self._judge(gpu, name, nv.NVMLError(code if code else nv.NVML_ERROR_UNKNOWN))
-        return out
-
-    def _ask(self, gpu: Gpu, name: str, call: Callable[[], T]) -> T | None:
-        if name in gpu.unsupported:
-            return None
+    def _listing(self) -> list[str]:
         try:
-            return call()
-        except nv.NVMLError as error:
-            self._judge(gpu, name, error)
-            return None
+            return sorted(os.listdir(self.proc / "driver/nvidia/gpus"))
+        except OSError:
+            return []
 
-    def _judge(self, gpu: Gpu, name: str, error: Any) -> None:
-        """None for a value that is missing; raises where the GPU or the driver is."""
-        if error.value in LOST or error.value in DRIVER:
-            raise error
-        if error.value in UNSUPPORTED:
-            gpu.unsupported.add(name)
-        else:
-            self._transient(name)
-
-    def _transient(self, name: str) -> None:
-        self.failures[name] = self.failures.get(name, 0) + 1
-
-    def _within(self, name: str, value: float | None) -> float | None:
-        """None for a reading that cannot be (drivers do give 200 % and 0xffffffff)."""
-        column = GPU_SAMPLES.columns[name]
-        if value is None or column.low <= value <= column.high:
-            return value
-        self._transient(name)
-        return None
+    def _happened(self, uuid: str, xid: int | None) -> None:
+        """On the thread of events."""
+        if xid is None:
+            self._slow_at = 0.0  # counters and row remapping are worth a look now
+        elif xid <= GPU_SAMPLES.columns["xid"].high:
+            self._xids[uuid] = (xid, self._clock())
 
 
-def _memory(handle: Any) -> Any:
-    """Version 2 tells reserved from used memory; drivers before 510 only know version 1."""
-    try:
-        return nv.nvmlDeviceGetMemoryInfo(handle, version=nv.nvmlMemory_v2)
-    except nv.NVMLError as error:
-        if error.value not in UNSUPPORTED:
-            raise
-        return nv.nvmlDeviceGetMemoryInfo(handle)
-
-
-def _scaled(value: float | None, by: float) -> float | None:
-    return None if value is None else value * by
-
-
-def _text(error: Any) -> str:
-    return f"{error} ({error.value})"
+def _lost(gpu: Gpu, at_s: float) -> list[dict[str, Any]]:
+    said = {"at_s": at_s, "status": "lost"}
+    parts = [{"gpu": one.index, "parent": gpu.index, **said} for one in gpu.instances]
+    return [{"gpu": gpu.index, **said}, *parts]
 
 
 _FAMILY = re.compile(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pynvml
 import pytest
 
 from exporters import edge
@@ -15,6 +18,7 @@ from schemas.config import Deployment
 from schemas.log import CONTENT_JSON
 from streams.settings import Settings
 from streams.topics import partition_counts
+from tests.exporters.nvml_stub import Stub, build
 
 
 class Sent(NamedTuple):
@@ -107,3 +111,32 @@ def settings() -> Settings:
 @pytest.fixture
 def deployment() -> Deployment:
     return Deployment(origin_ms=1_764_000_000_000, speed=1.0, local=True, partitions=partition_counts(True))
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for libnvidia-ml.so.1."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(scope="session")
+def nvml_library_old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without the functions of the last years."""
+    return build(tmp_path_factory.mktemp("nvml-old"), "-DOLD")
+
+
+@pytest.fixture
+def stub(nvml_library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
+    """The stand-in in place of the library in this process; one GPU until told otherwise."""
+    return use_stub(nvml_library, monkeypatch, tmp_path)
+
+
+def use_stub(library: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Stub:
+    """Has `pynvml` of this process call a stand-in."""
+    made = Stub(folder / "nvml.stub")
+    made.library = ctypes.CDLL(str(library))
+    made.library.stub_reset()
+    monkeypatch.setenv("NVML_STUB_FILE", str(made.path))
+    monkeypatch.setattr(pynvml, "nvmlLib", made.library)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return made
