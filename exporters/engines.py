@@ -31,7 +31,7 @@ from exporters.exposition import PageError, lines_of
 from exporters.fetch import Credentials, Fetcher, tls
 from exporters.layout import Limits
 from exporters.pages import PageReader
-from exporters.planned import Read, together
+from exporters.planned import Read, one_a_model
 from exporters.targets import Target
 from schemas.config import Deployment
 from schemas.errors import SettingsError
@@ -225,7 +225,7 @@ class EngineExporter(Collector):
         slot.engine = layout.adapter.engine if layout is not None else slot.engine
         engines = [read for read in reads if read.plan.kind is ENGINE_SAMPLES]
         if engines and self.options.engines == "together":
-            engines = [together(engines)]
+            engines = one_a_model(engines)
         slot.replicas = [_replica(slot.target.replica, read.plan.key) for read in engines]
         for replica, read in zip(slot.replicas, engines, strict=True):
             self._engine_row(slot, replica, read, at_s)

@@ -118,6 +118,19 @@ def _reduced(values: list[float], reduce: Reduce) -> float:
     return found * reduce.scale
 
 
+def one_a_model(reads: Sequence[Read]) -> list[Read]:
+    """The rows of several engines behind one port, those of one model together.
+
+    Models are different loads, and an ensemble's requests are its members' too: they stay apart, by their keys.
+    """
+    models: dict[str, list[Read]] = {}
+    for read in reads:
+        models.setdefault(read.plan.texts.get("model", ""), []).append(read)
+    if len(models) == 1:
+        return [together(reads)]
+    return [together(group)._replace(plan=group[0].plan) for group in models.values()]
+
+
 MEANS = frozenset({"kv_usage_ratio"})
 """Columns that are a mean over engines; all others are sums."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from exporters.planned import one_a_model
 from tests.exporters.adapters.pages import Plain, known, read, text_of
 
 US = 1e-6
@@ -85,3 +86,11 @@ def test_versions_of_a_model_are_one() -> None:
     line = 'nv_inference_request_success{{model="m",version="{0}"}} {0}\n'
     (row,) = read(line.format(1) + line.format(2))
     assert known(row)["requests"] == 3
+
+
+def test_models_behind_one_port_stay_apart(data_dir: Path) -> None:
+    """Engines of one model may be taken together, models never: each keeps its name and its numbers."""
+    rows = read(text_of(data_dir, "triton-2.51.0-cpu-busy.prom"))
+    found = one_a_model(rows)
+    assert [row.plan.key for row in found] == ["ranker", "encoder"]
+    assert [row.values for row in found] == [row.values for row in rows]
