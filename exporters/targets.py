@@ -134,10 +134,13 @@ class Rules:
             for field, names in self._labels.items()
         }
         known["replica"] = (known["replica"] or "").replace("/", "-")
+        address = labels.get("__address__", "")
+        if not re.fullmatch(r"[\w.\-:\[\]%]+", address):
+            raise ValueError(f"address {address!r}: write host:port")
         path = labels.get("__metrics_path__") or "/metrics"
         query = urlencode({k.removeprefix("__param_"): v for k, v in labels.items() if k.startswith("__param_")})
         scheme = labels.get("__scheme__") or "http"
-        url = f"{scheme}://{labels.get('__address__', '')}{quote(path, safe='/%')}{'?' if query else ''}{query}"
+        url = f"{scheme}://{address}{quote(path, safe='/%')}{'?' if query else ''}{query}"
         pod = labels.get(f"{_POD}name")
         return target(checked_url(url), known, f"{labels.get('__meta_kubernetes_namespace', '')}:{pod}" if pod else "")
 
@@ -149,7 +152,7 @@ class Rules:
         for group in found:
             if not isinstance(group, dict) or not isinstance(group.get("targets"), list):
                 raise SourceError(f"{source}: a group needs a list `targets`")
-            labels = group.get("labels") or {}
+            labels = group.get("labels", {})
             if not isinstance(labels, dict):
                 raise SourceError(f"{source}: `labels` of a group must be a mapping")
             shared = {str(key): str(value) for key, value in labels.items()}
