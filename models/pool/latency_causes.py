@@ -22,7 +22,7 @@ from models.pool.latency_steps import Steps
 CAUSES = (
     "queueing", "prefill", "batch", "kv", "interference", "throttling", "cold_start", "skew", "unexplained",
 )  # fmt: skip
-FLOOR = 0.05
+FLOOR = 0.02
 """Where nothing has changed, waiting is called queueing and a slower step its batch: of this weight, ln."""
 CHANCE = 1.5
 """Standard deviations of a Poisson count by which a replica's load may differ from an equal share."""
@@ -111,17 +111,17 @@ def replica_factors(
 ) -> Parts:
     """What has changed for one replica, ln. `share`: its load as a multiple of an equal share."""
     held = usual.above("held", one.held)
-    longer = usual.above("prompt", ln(whole.prompt))
+    longer, more = usual.above("prompt", ln(whole.prompt)), usual.above("output", ln(whole.output))
     prompt0, output0 = usual.of("prompt"), usual.of("output")
-    if longer > 0 and prompt0 is not None and output0 is not None:
-        # what longer prompts hold of the cache is theirs
-        rest = math.exp(output0) / 2
-        held -= math.log((math.exp(prompt0 + longer) + rest) / (math.exp(prompt0) + rest))
+    if prompt0 is not None and output0 is not None:
+        # what longer prompts hold of the cache is theirs; of what longer answers hold, half is
+        reading, writing = math.exp(prompt0), math.exp(output0) / 2
+        held -= math.log((reading * math.exp(longer) + writing * math.exp(more / 2)) / (reading + writing))
     count = max(one.demand, 1.0)
     chance = CHANCE * math.sqrt(share / count) if share > 0 else 0.0
     return {
         **pool,
-        "batch": pool["batch"] * (1 - one.kv_full),
+        "batch": pool["batch"] * (1 - one.kv_full / 2),
         "kv": one.kv_full * max(0.0, held) + one.redone,
         "interference": slow.interference,
         "throttling": slow.throttling,

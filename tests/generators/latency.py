@@ -103,7 +103,8 @@ def make(seed: int, causes: Sequence[str]) -> World:
     held, _ = _alone(world, 1.0)
     world.kv_max = max(held / rng.uniform(0.08, 0.2), 12.0 * world.prompt)
     draws = np.random.default_rng([seed, 2])
-    world.injected = tuple(_injection(cause, world, held, draws) for cause in causes)
+    for cause in causes:
+        world.injected += (_injection(cause, world, held, draws),)
     return world
 
 
@@ -125,7 +126,9 @@ def _injection(cause: str, world: World, held: float, rng: np.random.Generator) 
     if cause == "cold_start":
         gone = max(1, round(world.replicas * rng.uniform(0.4, 0.65)))
         return Injection(cause, rng.uniform(1.5, 2.5), order[:gone])
-    return Injection(cause, rng.uniform(2.2, 3.2), order[:1])
+    gone_too = [i for one in world.injected if one.cause == "cold_start" for i in one.replicas]
+    staying = [i for i in order if i not in gone_too]
+    return Injection(cause, rng.uniform(2.2, 3.2), tuple(staying[:1]))
 
 
 def _sizes(rng: np.random.Generator, mean: float, spread: float, most: int) -> int:
