@@ -214,6 +214,9 @@ class RequestsFold(BaseFold):
         if window is None:
             window = self.windows[start_s] = RequestWindow()
         heavy, most = self.heavy.get(pool), self.limits.tenants_max
+        if heavy is None and (known := window.pools.get(pool, {}).get(label)) is not None:
+            window.dirty[pool] = True
+            return known
         if heavy is not None:
             heavy.add(label.tenant, rows, most)
         kept = label.tenant in self.tiers or (heavy is not None and label.tenant in heavy.kept)
