@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Collection, Sequence
 
 from exporters.edge import Edge
@@ -78,26 +79,37 @@ class Inventory:
     def _inventory(self, node: str, slots: Sequence[Slot]) -> NodeInventory:
         at_s = self.edge.at_s()
         gpus = dict(self._gpus.get(node, {}))
-        held = {slot.target.replica: self._held.get(node, {}).get(slot.target.replica) for slot in slots}
+        serving = [slot for slot in slots if slot.target.pool is not None and not slot.is_gpu]
+        held = self._held[node] = self._assigned(node, serving)
         replicas = []
-        for slot in slots:
-            target = slot.target
-            if target.pool is None or slot.is_gpu:
-                continue
-            mine = self._pods.get(node, {}).get(target.pod) if target.pod else None
-            if mine is None:
-                taken = {gpu for name, found in held.items() if name != target.replica for gpu in found or ()}
-                mine = held[target.replica]
-                if mine is None or len(mine) != (target.gpus or 0):
-                    free = (i for i in range(GPUS_MAX) if i not in taken and not _is_part(gpus.get(i)))
-                    mine = [next(free) for _ in range(target.gpus or 0)]
-            held[target.replica] = mine
-            for gpu in mine:
-                gpus.setdefault(gpu, GpuEntry(gpu=gpu, gpu_type=target.gpu_type or TYPE_UNKNOWN))
-            replicas += [self._entry(slot, name, mine, at_s) for name in _replicas(slot)]
-        self._held[node] = {name: found for name, found in held.items() if found is not None}
+        for slot in serving:
+            for gpu in held[slot.target.replica]:
+                gpus.setdefault(gpu, GpuEntry(gpu=gpu, gpu_type=slot.target.gpu_type or TYPE_UNKNOWN))
+            replicas += [self._entry(slot, name, held[slot.target.replica], at_s) for name in _replicas(slot)]
         entries = [gpus[index] for index in sorted(gpus)]
         return NodeInventory(node=node, cluster=self.cluster, at_s=at_s, gpus=entries, replicas=replicas[:GPUS_MAX])
+
+    def _assigned(self, node: str, slots: Sequence[Slot]) -> dict[str, list[int]]:
+        """Replica of a target -> its GPUs: those of its pod, those that it had, or free ones in their order.
+
+        Where dcgm-exporter says which GPUs there are, no others are made up: then there may be too few.
+        """
+        known, pods = self._gpus.get(node, {}), self._pods.get(node, {})
+        found = {slot.target.replica: pods[slot.target.pod] for slot in slots if slot.target.pod in pods}
+        taken = {gpu for held in pods.values() for gpu in held}
+        there = [index for index, gpu in sorted(known.items()) if gpu.parent is None] or range(GPUS_MAX)
+        others = [slot.target for slot in slots if slot.target.replica not in found]
+        for target in others:
+            before = self._held.get(node, {}).get(target.replica, [])
+            if len(before) == (target.gpus or 0) and taken.isdisjoint(before) and set(before) <= set(there):
+                found[target.replica] = before
+                taken.update(before)
+        for target in others:
+            if target.replica not in found:
+                free = (index for index in there if index not in taken)
+                found[target.replica] = list(itertools.islice(free, target.gpus or 0))
+                taken.update(found[target.replica])
+        return found
 
     def _entry(self, slot: Slot, replica: str, gpus: list[int], at_s: float) -> ReplicaEntry:
         state: ReplicaState = "starting" if slot.since_s is None else "failed" if slot.dead else "ready"
@@ -113,7 +125,3 @@ class Inventory:
 
 def _replicas(slot: Slot) -> list[str]:
     return slot.replicas or [slot.target.replica]
-
-
-def _is_part(gpu: GpuEntry | None) -> bool:
-    return gpu is not None and gpu.parent is not None
