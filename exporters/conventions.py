@@ -113,11 +113,11 @@ CONVENTIONS = (VLLM, GENAI, OPENLLMETRY, OPENINFERENCE)
 VLLM_SPAN = "llm_request"
 VLLM_MARKS = ("gen_ai.latency.e2e", "gen_ai.latency.time_in_queue", "gen_ai.latency.time_in_model_inference")
 OPERATION = "gen_ai.operation.name"
-OPERATIONS = frozenset({"chat", "text_completion", "completion", "generate_content", "embeddings"})
+OPERATIONS = ("chat", "text_completion", "completion", "generate_content", "embeddings")
 """Others (agents, tools, workflows) are made of these: counting them too would count twice."""
-OPENINFERENCE_KIND, OPENINFERENCE_KINDS = "openinference.span.kind", frozenset({"LLM", "EMBEDDING"})
+OPENINFERENCE_KIND, OPENINFERENCE_KINDS = "openinference.span.kind", ("LLM", "EMBEDDING")
 TRACELOOP_KIND, OPENLLMETRY_TYPE = "traceloop.span.kind", "llm.request.type"
-OPENLLMETRY_TYPES = frozenset({"chat", "completion", "embedding", "rerank"})
+OPENLLMETRY_TYPES = ("chat", "completion", "embedding", "rerank")
 METADATA = "metadata"
 FIRST_TOKEN_EVENTS = frozenset({"First Token Stream Event", "gen_ai.response.first_token"})
 PART_TYPE = ".message_content.type"

@@ -102,7 +102,7 @@ class Call:
         if cached is not None and self.input_tokens is not None and cached > self.input_tokens:
             cached = None  # counted apart from the input there: which share it is cannot be said
         if e2e is None:
-            e2e = self.end_s - self.start_s
+            e2e = round(self.end_s - self.start_s, 6)
         out, ttft = self.output_tokens, self.ttft_s
         if tpot is None and ttft is not None and out is not None and out > 1 and e2e >= ttft:
             tpot = (e2e - ttft) / (out - 1)
@@ -244,8 +244,8 @@ class Mapper:
         out = number(get("output_tokens"))
         call = Call(
             id=self._id(text(get("id")), span),
-            start_s=span.start_ns / 1e9,
-            end_s=span.end_ns / 1e9,
+            start_s=span.start_ns // 1000 / 1e6,
+            end_s=span.end_ns // 1000 / 1e6,
             status=self._status(get("status"), span.error, kind, code, finish),
             pool="",
             reporter=self._reporter(convention, get("reporter"), resource),
@@ -327,7 +327,7 @@ class Mapper:
     def _reporter(self, convention: Convention, said: Any, resource: Attributes) -> str:
         if said in ("gateway", "engine"):
             return str(said)
-        return "engine" if resource.get("service.name") in self.engines else convention.reporter
+        return "engine" if text(resource.get("service.name")) in self.engines else convention.reporter
 
     @staticmethod
     def _status(said: Any, failed: bool, kind: str | None, code: Any, finish: str | None) -> str:

@@ -18,6 +18,7 @@ from aiohttp import web
 from exporters.conventions_rows import Mapper
 from exporters.edge import Edge
 from exporters.intake_auth import Clients
+from exporters.intake_bodies import decompressed
 from exporters.intake_endpoints import LiteLlm, OtlpHttp, OwnRows, Taken
 from exporters.intake_letters import Letters
 from exporters.intake_limits import Limits
@@ -36,6 +37,10 @@ log = structlog.get_logger(__name__)
 PATH = OwnRows.path
 ON_LOOP_BYTES = 64 * 1024
 """Longer bodies are decoded on a thread, so that the loop goes on answering."""
+STATUSES = {"too_large": 413, "unknown_type": 415}
+"""Reason of a refused body -> HTTP status; others 400."""
+COMPRESSION = 8
+"""A compressed body is taken to become so much longer."""
 STOP_WITHIN_S = 3.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Endpoint = OwnRows | OtlpHttp | LiteLlm
@@ -75,7 +80,7 @@ class Intake:
         endpoints.append(LiteLlm(self.options, self.mapper))
         for endpoint in endpoints:
             app.router.add_route("*", endpoint.path, self._handler(endpoint))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_WITHIN_S)
+        runner = web.AppRunner(app, auto_decompress=False, access_log=None, shutdown_timeout=STOP_WITHIN_S)
         async with self.edge:
             await runner.setup()
             try:
@@ -113,7 +118,7 @@ class Intake:
                 self.edge.metrics.failed("busy" if status == 429 else "unstored" if status == 503 else "too_large")
             except InvalidRecord as refused:
                 self.edge.metrics.failed(refused.reason)
-                return endpoint.refuse(request, 413 if refused.reason == "too_large" else 400, refused, {})
+                return endpoint.refuse(request, STATUSES.get(refused.reason, 400), refused, {})
             except web.HTTPException as error:
                 status, why = error.status, error.text or error.reason
                 headers = {name: error.headers[name] for name in ("WWW-Authenticate", "Allow") if name in error.headers}
@@ -153,7 +158,11 @@ class Intake:
         try:
             body = await self._body(request)
             decode = endpoint.decoder(request)
-            return await self.decoded(lambda: decode(body), len(body)), time.monotonic() - began
+            encoding, limit = request.headers.get("Content-Encoding", ""), self.options.body_bytes_max
+            size = len(body) * (COMPRESSION if encoding else 1)
+            return await self.decoded(
+                lambda: decode(decompressed(body, encoding, limit)), size
+            ), time.monotonic() - began
         finally:
             self.decoding -= 1
 
@@ -179,6 +188,8 @@ class Intake:
             raise web.HTTPRequestTimeout(text=f"send the body within {self.options.body_timeout_s:g} s") from None
         except web.HTTPRequestEntityTooLarge:
             body = None
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the body broke off: send it again") from None
         if body is None or len(body) > limit:
             raise NotStored(413, f"send at most {limit} bytes at once")
         return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,6 +74,35 @@ def _ndjson(body: bytes) -> Rows:
         lines.append(number)
     batch, refusals, count = _of_batch(REQUEST_ROWS.decode_rows(rows), lines)
     return Rows(batch, sorted([*broken, *refusals], key=lambda r: int(r["row"])), count + len(broken))
+
+
+def decompressed(body: bytes, encoding: str, bytes_max: int) -> bytes:
+    """A body without its Content-Encoding: identity, gzip or deflate.
+
+    Raises InvalidRecord: `too_large` for what becomes more than `bytes_max`, `unknown_type` for another encoding.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise InvalidRecord("unknown_type", "Content-Encoding", encoding, "send gzip, deflate or none")
+    out: list[bytes] = []
+    left = bytes_max + 1
+    while body and left > 0:  # a gzip file may have several members
+        inflate = zlib.decompressobj(zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
+        try:
+            out.append(inflate.decompress(body, left))
+        except zlib.error:
+            raise InvalidRecord(
+                "undecodable", "body", encoding, f"send what {encoding} gives, or no encoding"
+            ) from None
+        left -= len(out[-1])
+        if left > 0 and not inflate.eof:
+            raise InvalidRecord("undecodable", "body", encoding, "it ends too early: send the whole of it")
+        body = inflate.unused_data
+    if left <= 0:
+        raise InvalidRecord("too_large", "body", encoding, f"send at most {bytes_max} bytes at once, decompressed")
+    return b"".join(out)
 
 
 DECODERS: dict[str, Callable[[bytes], Rows]] = {

@@ -59,6 +59,7 @@ CALL_TYPES = (
     "pass_through_endpoint",
     "allm_passthrough_route",
 )
+HEALTH_CHECK = "litellm-internal-health-check"
 PARTS_MAX = 10_000
 IMAGE_PARTS = frozenset({"image_url", "image", "input_image"})
 
@@ -123,6 +124,8 @@ class LiteLlmReader:
     def _call(self, payload: Mapping[str, Any], headers: Mapping[str, str]) -> Call | None:
         kind = payload.get("call_type")
         if (isinstance(kind, str) and kind not in CALL_TYPES) or payload.get("cache_hit") is True:
+            return None
+        if _object(payload.get("metadata")).get("user_api_key_alias") == HEALTH_CHECK:
             return None
         start, end = _time(payload.get("startTime")), _time(payload.get("endTime"))
         if start is None or end is None or not 0 < start <= end:
