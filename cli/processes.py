@@ -138,11 +138,16 @@ def export_nvml(
 def export_engines(
     target: Annotated[
         list[str] | None,
-        typer.Option(help="replica=http://host:port/metrics; may be repeated. Default: FLEETLOOP_ENGINES_TARGETS."),
+        typer.Option(
+            help="replica=http://host:port/metrics, then perhaps ;pool=..;node=..; may be repeated. Default: "
+            "FLEETLOOP_ENGINES_TARGETS, and what FLEETLOOP_ENGINES_FILE_SD, _HTTP_SD and _KUBERNETES_SELECTOR find."
+        ),
     ] = None,
-    node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
+    node: Annotated[
+        str | None, typer.Option(help="Node of targets that name none. Default: this host's name for those on it.")
+    ] = None,
 ) -> None:
-    """Scrape vLLM engines once a second and publish their counters."""
+    """Scrape vLLM, SGLang, TGI, Triton, Dynamo and dcgm-exporter once a second and publish what they count."""
 
     from exporters.engines import EngineOptions, run_engines
 
@@ -163,6 +168,12 @@ def export_traces(
     port: Annotated[
         int | None, typer.Option(help="Port. Default: FLEETLOOP_INTAKE_PORT, or 8810.", min=0, max=65535)
     ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port of OTLP over gRPC (4317 is usual). Default: none.", min=0, max=65535)
+    ] = None,
+    tail: Annotated[
+        Path | None, typer.Option(help="Folder of SGLang's request export files, followed as they grow.")
+    ] = None,
 ) -> None:
     """Take requests by HTTP: our own rows, OTLP spans, LiteLLM's payloads; and from SGLang's export files.
 
@@ -172,7 +183,9 @@ def export_traces(
     from exporters.intake import IntakeOptions, run_intake
 
     async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        await run_intake(settings, deployment, IntakeOptions.of(host=host, port=port), stop)
+        await run_intake(
+            settings, deployment, IntakeOptions.of(host=host, port=port, grpc_port=grpc_port, tail_dir=tail), stop
+        )
 
     serve("intake", main)
 

@@ -22,7 +22,6 @@ LABELS: dict[str, tuple[str, ...]] = {
     "replica": ("replica", f"{_POD}name", "instance", "__address__"),
     "pool": (
         "pool",
-        "fleetloop_pool",
         f"{_POD}annotation_fleetloop_pool",
         f"{_POD}label_fleetloop_pool",
         f"{_POD}label_app_kubernetes_io_name",
