@@ -121,7 +121,8 @@ class NodeFold(NodeRecords):
                 self.count("overflow_neighbours_total", left_out)
                 seen = closing.observed(table, holdings, near)
                 found = self.interference.step(start, seen, limits) if seen else {}
-                self._publish(INTERFERENCE_WINDOWS, "interference", start, found)
+                judged = {pool: _with_arrays(INTERFERENCE_WINDOWS, columns) for pool, columns in found.items()}
+                self._publish(INTERFERENCE_WINDOWS, "interference", start, judged)
 
     def _publish(self, kind: Columns, short: str, start: int, found: dict[str, dict[str, Any]]) -> None:
         assert self.next_close is not None
@@ -216,3 +217,9 @@ def _older(batches: dict[str, list[int]], second: int) -> list[tuple[str, list[i
             break
         found.append(item)
     return found
+
+
+def _with_arrays(kind: Columns, columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns with lists of numbers as arrays, in which NaN is unknown."""
+    numbers = [name for name in columns if kind.columns[name].type in ("f64", "i64")]
+    return {**columns, **{name: np.array(columns[name], np.float64) for name in numbers}}

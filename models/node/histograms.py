@@ -22,7 +22,8 @@ FALLBACK = {"tpot_s": "itl_s"}
 SHOWN = ("ttft_s", "tpot_s")
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 STATUS, START, BUCKETS = 0, 1, 2
-"""Columns of a store: status (always 0), start of the engine, then the cumulative counts, that of all last."""
+"""Columns of a store: status (always 0), start of the engine, then the count of each bucket, beyond the last bound at
+the end. Counts by bucket tell of a restart what cumulative ones may hide."""
 _ALIKE = 1e-9  # counts that were spread over time may miss a rank by rounding
 
 
@@ -62,7 +63,7 @@ class Histograms:
                     left_out += rows
                     continue
                 store = self.stores[key] = SampleStore(BUCKETS + len(flats[rows[0]]) // 2 + 1)
-            counts = np.array([np.append(flats[row][1::2], flats[row][-1]) for row in rows]).T
+            counts = np.diff([np.append(flats[row][1::2], flats[row][-1]) for row in rows], axis=1, prepend=0.0).T
             values = np.concatenate((np.zeros((1, len(rows))), start[rows][None], counts))
             done.append((rows, store.add(subjects[rows], at[rows], values, np.inf)))
         return done, left_out
@@ -77,7 +78,7 @@ class Histograms:
             columns = slice(BUCKETS, None)
             total = growth(near, columns, start_s, end_s, near.values[START], grace_s, together=True).total
             bounds = np.frombuffer(bytes.fromhex(key), np.float64)
-            total = np.maximum.accumulate(total, axis=0)  # sums of shares may fall by rounding
+            total = np.cumsum(total, axis=0)
             for subject, counts in zip(near.subjects.tolist(), total.T, strict=True):
                 if np.isnan(counts[-1]):
                     continue

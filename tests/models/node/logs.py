@@ -8,7 +8,15 @@ from typing import Any
 from models.node.fold import NodeFold
 from schemas.columns import Batch
 from schemas.log import CONTENT_ARROW, LogRecord, Result
-from schemas.node import ENGINE_SAMPLES, GPU_SAMPLES, GpuEntry, NodeInventory, ReplicaEntry
+from schemas.node import (
+    ENGINE_HISTOGRAMS,
+    ENGINE_SAMPLES,
+    GPU_SAMPLES,
+    PROCESS_SAMPLES,
+    GpuEntry,
+    NodeInventory,
+    ReplicaEntry,
+)
 from schemas.signals import WindowName
 from schemas.topics import NODE_SAMPLES, POOL_SIGNALS, ce_type
 
@@ -38,13 +46,25 @@ def engine(at_s: float, rows: Sequence[Mapping[str, Any]], node: str = "n1", **m
     return batch(ENGINE_SAMPLES, at_s, node, rows, meta)
 
 
+def process(at_s: float, rows: Sequence[Mapping[str, Any]], node: str = "n1", **meta: str) -> LogRecord:
+    """A record of process.samples at log time `at_s`."""
+    return batch(PROCESS_SAMPLES, at_s, node, rows, meta)
+
+
+def histogram(at_s: float, rows: Sequence[Mapping[str, Any]], node: str = "n1", **meta: str) -> LogRecord:
+    """A record of engine.histograms at log time `at_s`."""
+    return batch(ENGINE_HISTOGRAMS, at_s, node, rows, meta)
+
+
 def replica(name: str = "r1", pool: str = "chat", gpus: Sequence[int] = (0,), **more: Any) -> ReplicaEntry:
     return ReplicaEntry(replica=name, pool=pool, gpus=list(gpus), **{"state": "ready", "since_s": T0 - 1000, **more})
 
 
-def inventory(at_s: float, replicas: Sequence[ReplicaEntry], node: str = "n1", gpus: int = 2) -> LogRecord:
-    """An inventory read and appended at `at_s`."""
-    entries = [GpuEntry(gpu=i, gpu_type="H100") for i in range(gpus)]
+def inventory(
+    at_s: float, replicas: Sequence[ReplicaEntry], node: str = "n1", gpus: int | Sequence[GpuEntry] = 2
+) -> LogRecord:
+    """An inventory read and appended at `at_s`; `gpus`: so many H100, or these."""
+    entries = [GpuEntry(gpu=i, gpu_type="H100") for i in range(gpus)] if isinstance(gpus, int) else list(gpus)
     item = NodeInventory(node=node, at_s=at_s, gpus=entries, replicas=list(replicas))
     return LogRecord(0, round(at_s * 1000), ce_type(item.kind), node, item.encode())
 

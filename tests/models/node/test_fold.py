@@ -13,10 +13,22 @@ from hypothesis import strategies as st
 from models.node.fold import CLOSES_MAX
 from schemas.config import ConfigObject
 from schemas.log import LogRecord, Result
-from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS
+from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, NODE_WINDOWS
 from schemas.topics import DEAD_LETTERS, ce_type
 from tests.models.law import check_bounds, check_law, log, run, tick
-from tests.models.node.logs import T0, engine, final, fold, gpu, inventory, replica, rows, windows
+from tests.models.node.logs import (
+    T0,
+    engine,
+    final,
+    fold,
+    gpu,
+    histogram,
+    inventory,
+    process,
+    replica,
+    rows,
+    windows,
+)
 
 Row = dict[str, Any]
 
@@ -43,12 +55,28 @@ def sample(seed: int) -> tuple[str, float, Row]:
 
     at = T0 + pick(45 * 4) / 4
     node, bad, value, null = f"n{pick(2)}", pick(8) == 7, float(pick(100)), pick(5) == 4
-    if pick(2):
-        row: Row = {"gpu": pick(3), "at_s": at, "status": "lost" if bad else "ok"}
+    kind = pick(4)
+    if kind == 3:
+        sm = None if null else value
+        row: Row = {"gpu": pick(3), "at_s": at, "pid": pick(2), "name": "python", "sm_util_pct": sm, "mem_bytes": value}
+        return (
+            node,
+            at,
+            row | {"replica": "r1" if pick(2) else None, "cpu_s": value, "host_cpus": 8.0, "gone": int(bad)},
+        )
+    if kind == 2:
+        bounds, counts = [[0.1, 1.0], [0.5]][pick(2)], sorted(pick(9) for _ in range(3))
+        bins = [x for pair in zip(bounds, counts, strict=False) for x in pair] + [counts[-1]]
+        metric = ("ttft_s", "tpot_s", "itl_s", "e2e_s")[pick(4)]
+        start = T0 - 5.0 + 10 * pick(3)
+        return node, at, {"replica": f"r{pick(3)}", "at_s": at, "start_s": start, "metric": metric, "bins": bins}
+    if kind == 1:
+        row = {"gpu": pick(3), "at_s": at, "status": "lost" if bad else "ok"}
         if not bad:
             row |= {"util_gpu_pct": value, "energy_j": None if null else value * 10, "throttle_power_ns": value * 1e8}
+            row |= {"sm_active_ratio": value / 100, "xid": 13 if pick(2) else None, "xid_at_s": at - pick(20)}
         return node, at, row
-    row = {"replica": f"r{pick(3)}", "at_s": at, "status": "dead" if bad else "ok"}
+    row = {"replica": f"r{pick(3)}", "at_s": at, "pool": "code", "status": "dead" if bad else "ok"}
     if not bad:
         row |= {
             "start_s": T0 - 5.0 + 10 * pick(3),
@@ -56,12 +84,22 @@ def sample(seed: int) -> tuple[str, float, Row]:
             "waiting": None if null else value / 2,
             "generation_tokens": value * 7,
             "requests": None if null else value,
+            "scrape": value,
+            "model": f"m{pick(2)}",
+            "itl_s_sum": value / 10,
+            "itl_count": value,
         }
     return node, at, row
 
 
 def sample_record(at_s: float, node: str, row: Row) -> LogRecord:
-    return (gpu if "gpu" in row else engine)(at_s, [row], node)
+    make = process if "pid" in row else gpu if "gpu" in row else histogram if "bins" in row else engine
+    return make(at_s, [row], node)
+
+
+def name_of(node: str, at: float, row: Row) -> str:
+    """What makes a sample a fact: the second of two with one name is a duplicate."""
+    return str((node, at, *(row.get(key) for key in ("gpu", "pid", "replica" if "gpu" not in row else "", "metric"))))
 
 
 def registered(at_s: float) -> list[LogRecord]:
@@ -70,7 +108,7 @@ def registered(at_s: float) -> list[LogRecord]:
     return [inventory(at_s, shared, "n0"), inventory(at_s, [*shared, replica("r2", "chat", [1])], "n1")]
 
 
-seeds = st.integers(0, 2**36)
+seeds = st.integers(0, 2**44)
 
 
 @st.composite
@@ -115,9 +153,8 @@ def test_bounds() -> None:
 def test_any_order_gives_the_same_windows(drawn: list[int], random: Any) -> None:
     """Whatever the order in which samples and their duplicates come within the grace, the final windows are those
     of the samples in order, all at hand before the first window closes."""
-    by_name = {(node, at, str(row.get("gpu", row.get("replica")))): row for node, at, row in map(sample, drawn)}
-    samples = [(node, at, row) for (node, at, _), row in by_name.items()]
-    samples.sort(key=lambda x: x[1])
+    by_name = {name_of(*found): found for found in map(sample, drawn)}
+    samples = sorted(by_name.values(), key=lambda x: x[1])
     calm = [*registered(T0 - 5.0), *(sample_record(at, node, row) for node, at, row in samples)]
     wanted_out = run(fold(), log(*calm, *(tick(T0 + t) for t in (46, 50, 56, 62))))
 
@@ -129,7 +166,7 @@ def test_any_order_gives_the_same_windows(drawn: list[int], random: Any) -> None
         wild.append(sample_record(now, node, row))
         now += random.choice([0.0, 0.0, 0.3])
     got_out = run(fold(), log(*wild, tick(now + 1), tick(T0 + 60), tick(T0 + 62)))
-    for kind in (GPU_WINDOWS, ENGINE_WINDOWS):
+    for kind in (GPU_WINDOWS, ENGINE_WINDOWS, NODE_WINDOWS):
         wanted, got = final(wanted_out, kind), final(got_out, kind)
         for key in [k for k in wanted if T0 <= k[1] < T0 + 50]:
             a = sorted(wanted[key], key=str)
