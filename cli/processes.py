@@ -183,9 +183,8 @@ def export_traces(
     from exporters.intake import IntakeOptions, run_intake
 
     async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        await run_intake(
-            settings, deployment, IntakeOptions.of(host=host, port=port, grpc_port=grpc_port, tail_dir=tail), stop
-        )
+        options = IntakeOptions.of(host=host, port=port, grpc_port=grpc_port, tail_dir=tail)
+        await run_intake(settings, deployment, options, stop)
 
     serve("intake", main)
 

@@ -25,6 +25,7 @@ from exporters.intake_limits import Limits
 from exporters.intake_options import IntakeOptions, is_loopback
 from exporters.intake_sink import NotStored, Sink
 from exporters.rows import Split
+from exporters.tail import Tail
 from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import InvalidRecord, SettingsError
@@ -64,6 +65,8 @@ class Intake:
         self.limits = Limits(options.rows_per_s_max, options.clients_max)
         self.letters = Letters(self.edge, options.letters_per_min_max)
         self.mapper = Mapper(options, self._fleet_s)
+        followed = (options, self.edge, self.sink, self.mapper, self.letters)
+        self.tail = Tail(*followed) if options.tail_dir is not None else None
         self.port = 0
         self.listening = asyncio.Event()
         self.decoding = 0
@@ -86,7 +89,10 @@ class Intake:
             try:
                 await self._listen(runner)
                 self.listening.set()
-                await stop.wait()
+                async with asyncio.TaskGroup() as group:
+                    if self.tail is not None:
+                        group.create_task(self.tail.run(stop))
+                    await stop.wait()
             finally:
                 self.sink.close()
                 await runner.cleanup()

@@ -124,6 +124,13 @@ class IntakeOptions(BaseSettings):
                 raise ValueError(f"{name} holds what a user wrote or was answered, which is never read")
         return value
 
+    @field_validator("tail_dir")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("no such folder")
+        return value
+
     @field_validator("tenant_headers", "class_headers")
     @classmethod
     def _lower(cls, value: tuple[str, ...]) -> tuple[str, ...]:
