@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Mapping
 from ctypes import byref
 from typing import Any, NamedTuple
 
@@ -46,7 +47,18 @@ SLOW: dict[str, Field] = {
 }
 """... and each half minute. ECC: since the driver was loaded (volatile)."""
 
-_VALUE = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+_ROW = struct.Struct("=IIqqIiq")  # nvmlFieldValue_t: id, scope, time, latency, type, error, value
+_DOUBLE, _WHOLE = struct.Struct("=d"), struct.Struct("=q")
+_BITS_32, _BITS_64 = 2**32 - 1, 2**64 - 1
+_VALUE: tuple[Callable[[int], float], ...] = (  # by nvmlValueType_t, of the 8 bytes of the union
+    lambda raw: float(_DOUBLE.unpack(_WHOLE.pack(raw))[0]),
+    lambda raw: raw & _BITS_32,
+    lambda raw: raw & _BITS_64,
+    lambda raw: raw & _BITS_64,
+    lambda raw: raw,
+    lambda raw: ((raw & _BITS_32) ^ 2**31) - 2**31,
+    lambda raw: raw & 0xFFFF,
+)
 
 
 class Fields:
@@ -64,7 +76,7 @@ class Fields:
         self._values = (nv.c_nvmlFieldValue_t * len(table))()
         for value, (_, field) in zip(self._values, table, strict=True):
             value.fieldId, value.scopeId = field.id, field.scope
-        self._out = byref(self._values)
+        self._out, self._bytes = byref(self._values), memoryview(self._values).cast("B")
 
     def read(self, asking: Asking) -> Values:
         """See Source. A field without a value is None. The unit is the column's."""
@@ -75,11 +87,12 @@ class Fields:
         if code:
             raise nv.NVMLError(code)
         values: Values = {}
-        for (name, field), one in zip(self._table, self._values, strict=True):
-            self.latency_us += max(0, one.latencyUsec)
-            code, type = one.nvmlReturn, one.valueType
-            if not code and 0 <= type < len(_VALUE):
-                values[name] = getattr(one.value, _VALUE[type]) * field.unit
+        # The bytes, not the binding's structures: their attributes cost more than the call.
+        for (name, field), one in zip(self._table, _ROW.iter_unpack(self._bytes), strict=True):
+            _, _, _, latency_us, type, code, raw = one
+            self.latency_us += max(0, latency_us)
+            if not code and type < len(_VALUE):
+                values[name] = _VALUE[type](raw) * field.unit
             else:
                 values[name] = None
                 asking.judge(name, code or nv.NVML_ERROR_UNKNOWN)

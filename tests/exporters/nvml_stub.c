@@ -344,7 +344,7 @@ int nvmlDeviceRegisterEvents(device *d, unsigned long long types, event_set *set
 }
 int nvmlEventSetWait_v2(event_set *set, event *out, unsigned timeout_ms) {
     ENTER(NULL);
-    for (unsigned waited = 0;; waited += 50) {
+    for (unsigned waited = 0;; waited += 100) {
         pthread_mutex_lock(&lock);
         refresh();
         for (int i = 0; i < GPUS; i++) {
@@ -359,6 +359,6 @@ int nvmlEventSetWait_v2(event_set *set, event *out, unsigned timeout_ms) {
         }
         pthread_mutex_unlock(&lock);
         if (waited >= timeout_ms) return TIMEOUT;
-        usleep(50000);
+        usleep(100000);
     }
 }
