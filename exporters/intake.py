@@ -24,6 +24,7 @@ from exporters.intake_letters import Letters
 from exporters.intake_limits import Limits
 from exporters.intake_options import IntakeOptions, is_loopback
 from exporters.intake_sink import NotStored, Sink
+from exporters.otlp_grpc import OtlpGrpc
 from exporters.rows import Split
 from exporters.tail import Tail
 from schemas.columns import Batch
@@ -67,6 +68,7 @@ class Intake:
         self.mapper = Mapper(options, self._fleet_s)
         followed = (options, self.edge, self.sink, self.mapper, self.letters)
         self.tail = Tail(*followed) if options.tail_dir is not None else None
+        self.grpc = OtlpGrpc(self) if options.grpc_port >= 0 else None
         self.port = 0
         self.listening = asyncio.Event()
         self.decoding = 0
@@ -88,6 +90,8 @@ class Intake:
             await runner.setup()
             try:
                 await self._listen(runner)
+                if self.grpc is not None:
+                    await self.grpc.start()
                 self.listening.set()
                 async with asyncio.TaskGroup() as group:
                     if self.tail is not None:
@@ -95,6 +99,8 @@ class Intake:
                     await stop.wait()
             finally:
                 self.sink.close()
+                if self.grpc is not None:
+                    await self.grpc.stop(STOP_WITHIN_S)
                 await runner.cleanup()
                 self.sink.flush()
 
@@ -121,7 +127,7 @@ class Intake:
                 return endpoint.answer(request, taken)
             except NotStored as error:
                 status, why = error.status, error.why
-                self.edge.metrics.failed("busy" if status == 429 else "unstored" if status == 503 else "too_large")
+                self.not_stored(status)
             except InvalidRecord as refused:
                 self.edge.metrics.failed(refused.reason)
                 return endpoint.refuse(request, STATUSES.get(refused.reason, 400), refused, {})
@@ -204,6 +210,10 @@ class Intake:
         """Returns when the broker has the rows. Raises NotStored."""
         self.limits.spend(client, batch.rows, time.monotonic())
         await self.sink.put(rows)
+
+    def not_stored(self, status: int) -> None:
+        """Metric of a refusal."""
+        self.edge.metrics.failed({413: "too_large", 429: "busy"}.get(status, "unstored"))
 
     def count(self, taken: Taken, took_s: float) -> None:
         """Metrics and dead letters of what was stored; `took_s`: its decoding."""

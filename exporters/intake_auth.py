@@ -8,6 +8,8 @@ from typing import Any
 
 from exporters.intake_options import IntakeOptions
 
+Certificate = Mapping[str, Any]
+"""A client's certificate, verified, as `ssl` describes it."""
 BEARER = b"bearer "
 
 
@@ -19,7 +21,7 @@ class Clients:
         self.certificates = options.tls_client_ca_file is not None
         self.open = not self._tokens and not self.certificates
 
-    def name(self, authorization: str, certificate: Mapping[str, Any] | None, address: str) -> str | None:
+    def name(self, authorization: str, certificate: Certificate | None, address: str) -> str | None:
         """Name of the client; None: it may not send.
 
         Parameters: the header `Authorization`, the verified certificate as `ssl` describes it, the peer's address.
@@ -37,7 +39,7 @@ class Clients:
         return address
 
 
-def _common_name(certificate: Mapping[str, Any] | None) -> str | None:
+def _common_name(certificate: Certificate | None) -> str | None:
     if not certificate:
         return None
     subject = [pair for part in certificate.get("subject", ()) for pair in part]

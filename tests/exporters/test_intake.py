@@ -67,7 +67,11 @@ async def serving(settings: Settings, deployment: Deployment, **given: Any) -> A
     intake = Intake(settings, deployment, IntakeOptions.of(**({"port": 0, "coalesce_s": 0.01} | given)))
     stop = asyncio.Event()
     running = asyncio.create_task(intake.run(stop))
-    await intake.listening.wait()
+    listening = asyncio.create_task(intake.listening.wait())
+    await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        listening.cancel()
+        await running
     async with aiohttp.ClientSession() as session:
         yield Client(intake, session, stop)
     stop.set()
