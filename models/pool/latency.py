@@ -27,22 +27,14 @@ from models.pool.latency_causes import (
     token_parts,
     waiting_weights,
 )
+from models.pool.latency_limits import COUNT_MIN, METRICS, SPAN, limit_s, p99_of, prior, target_s, window_names
 from models.pool.latency_norms import Norm, ln
 from models.pool.latency_signals import DEMAND_WINDOWS, Seen, Whole, seen, whole
 from models.pool.latency_steps import Steps
-from models.pool.latency_text import SAID_MIN, clauses, ranked, sentence
+from models.pool.latency_text import SAID_MIN, clauses, ranked, sentence, untold
 from models.pool.windows import SIZE_S, TTFT_N, TTFT_S, R, Row, Windows
-from models.sketches import Histogram
 from schemas.config import PoolSpec
 
-METRICS = ("ttft", "tpot")
-QUANTILE = 0.99
-COUNT_MIN, COUNT_WANTED = 20, 200
-"""Requests that a p99 must rest on; windows are merged until so many are reached, or until `SPAN` windows are."""
-SPAN = 6
-NORM_FACTOR, NORM_DEVIATIONS = 1.5, 4.0
-NORM_SHARE = 0.1
-"""A p99 below this share of its target breaks nothing, whatever was usual."""
 OPEN_OF, OPEN_TARGET = 3, 2
 """A finding opens when so many of the last windows broke something, or so many of them the target."""
 CLOSE_WINDOWS = 4
@@ -58,9 +50,6 @@ STEP_LN = 0.02
 """Slowness below this is forgotten."""
 FRESH_S = 60
 """A replica has just started for so long after it was last seen loading, or restarted."""
-WINDOWS_SAID = 3
-NAMES_MAX = 30
-"""Names of windows that a finding gives at most."""
 
 
 class Sight(NamedTuple):
@@ -125,11 +114,11 @@ class Latency:
         if start_s <= self.told:
             return
         self.told = start_s
-        self.usual.prior = _prior(spec, rate_rps)
+        self.usual.prior = prior(spec, rate_rps)
         self._refresh(start_s, windows)
         sight = self._see(start_s, windows, weights)
-        p99_s = {metric: _p99_s(windows, start_s, i + 1) for i, metric in enumerate(METRICS)}
-        limits = {metric: self._limit_s(metric, spec) for metric in METRICS}
+        p99_s = {metric: p99_of(windows, start_s, i + 1) for i, metric in enumerate(METRICS)}
+        limits = {metric: limit_s(self.norms[metric], target_s(metric, spec)) for metric in METRICS}
         over = {
             metric: value / limits[metric]
             for metric, value in p99_s.items()
@@ -138,7 +127,7 @@ class Latency:
         self._remember(sight)
         self._name_later(sight.slow)
         self._learn(sight, p99_s, BROKEN_WEIGHT if over else 1.0)
-        self._judge(start_s, windows, spec, p99_s, over)
+        self._judge(start_s, windows, spec, p99_s, over, untold(sight.replicas))
 
     def current(self, pool: str) -> dict[str, Found]:
         """What is wrong now, as a kind of finding."""
@@ -268,21 +257,12 @@ class Latency:
 
     # -- the finding -----------------------------------------------------------------------------------------
 
-    def _limit_s(self, metric: str, spec: PoolSpec | None) -> float:
-        """What a p99 breaks when it is above it, s; infinite while neither target nor norm is known."""
-        target_s, norm = _target_s(metric, spec), self.norms[metric]
-        limit_s = math.inf if target_s is None else target_s
-        if norm.known:
-            own_s = math.exp(norm.mean) * max(NORM_FACTOR, math.exp(min(NORM_DEVIATIONS * norm.dev, 5.0)))
-            limit_s = min(limit_s, max(own_s, NORM_SHARE * (target_s or 0.0)))
-        return limit_s
-
     def _judge(
         self, start_s: int, windows: Windows, spec: PoolSpec | None, p99_s: Mapping[str, float | None],
-        over: Mapping[str, float],
+        over: Mapping[str, float], unknown: list[str],
     ) -> None:  # fmt: skip
         """Opens, updates or closes."""
-        missed = any(value is not None and value > (_target_s(m, spec) or math.inf) for m, value in p99_s.items())
+        missed = any(value is not None and value > (target_s(m, spec) or math.inf) for m, value in p99_s.items())
         self.broken = [*self.broken, 2 if missed else int(bool(over))][-OPEN_OF:]
         self.quiet = 0 if over else self.quiet + 1
         if self.found is not None and self.quiet >= CLOSE_WINDOWS:
@@ -295,21 +275,22 @@ class Latency:
         said = {cause: held[1] for cause, held in self.said.items()}
         sentences, figures = [], {}
         for metric in ordered:
-            value_s, target_s = p99_s[metric], _target_s(metric, spec)
+            value_s, aim_s = p99_s[metric], target_s(metric, spec)
             assert value_s is not None, "what is over has a value"
             norm_s = math.exp(self.norms[metric].mean) if self.norms[metric].known else None
-            sentences.append(
-                sentence(metric.upper(), value_s, target_s, norm_s, start_s + SIZE_S, shares[metric], said)
-            )
+            sentences.append(sentence(metric.upper(), value_s, aim_s, norm_s, start_s + SIZE_S, shares[metric], said))
             said = {cause: text for cause, text in said.items() if shares[metric][cause] < SAID_MIN}  # once is enough
-            figures[metric] = {"p99_s": value_s, "target_s": target_s, "norm_s": norm_s, "shares": shares[metric]}
+            figures[metric] = {"p99_s": value_s, "target_s": aim_s, "norm_s": norm_s, "shares": shares[metric]}
+        if unknown:
+            sentences.append(f"No replica tells {', '.join(unknown)}: the shares know less.")
         first = ordered[0]
         evidence = {
             "metric": first,
             "shares": shares[first],
             "causes": [cause for cause, _ in ranked(shares[first])],
             **figures,
-            "windows": _names(windows, start_s),
+            "unknown": unknown,
+            "windows": window_names(windows, start_s),
         }
         self.found = [" ".join(sentences), over[first], evidence]
 
@@ -335,43 +316,6 @@ class Latency:
         self.steps.restore(state["steps"])
         for name, norm in self.norms.items():
             norm.restore(state["norms"][name])
-
-
-def _prior(spec: PoolSpec | None, rate_rps: float | None) -> dict[str, float]:
-    """What stands for the usual until that is learned: the policy's own figures, and no wait."""
-    prior: dict[str, float] = {"queue_s": 0.0, "clock": 0.0}
-    if spec is None:
-        return prior
-    prior["prefill"], prior["token"] = math.log(spec.slo_ttft_s), math.log(spec.slo_tpot_s)
-    for name, value in (
-        ("pressure", rate_rps),
-        ("prompt", spec.input_tokens_mean),
-        ("output", spec.output_tokens_mean),
-    ):
-        known = ln(value)
-        if known is not None:
-            prior[name] = known
-    return prior
-
-
-def _target_s(metric: str, spec: PoolSpec | None) -> float | None:
-    if spec is None:
-        return None
-    return spec.slo_ttft_s if metric == "ttft" else spec.slo_tpot_s
-
-
-def _p99_s(windows: Windows, start_s: int, column: int) -> float | None:
-    """Of the requests that ended in the window, and in those before until there are enough; None: too few."""
-    merged: list[int] = []
-    for k in range(SPAN):
-        for entry in windows.hists.get(start_s - k * SIZE_S, {}).values():
-            merged += entry[column]
-        if k == 0 and not merged:
-            return None  # nothing ended in it: it says nothing
-        if sum(merged[1::2]) >= COUNT_WANTED:
-            break
-    histogram = Histogram.from_pairs(merged)
-    return histogram.quantile(QUANTILE) if histogram.count >= COUNT_MIN else None
 
 
 def _by_replica(sight: Sight, steps: Steps) -> dict[str, list[tuple[float, float]]]:
@@ -407,13 +351,3 @@ def _shares(above: Mapping[str, float]) -> Parts:
     largest = max(CAUSES, key=lambda cause: shares[cause])
     shares[largest] = round(shares[largest] + 1.0 - sum(shares.values()), 3)
     return shares
-
-
-def _names(windows: Windows, start_s: int) -> list[str]:
-    """Names and versions of the windows that show it, newest first."""
-    found = []
-    for k in range(WINDOWS_SAID):
-        at_s = start_s - k * SIZE_S
-        for kind, held in (("request", windows.hists), ("engine", windows.rows), ("interference", windows.suspects)):
-            found += [f"{kind}/{at_s}/{source}@{entry[0]}" for source, entry in held.get(at_s, {}).items()]
-    return found[:NAMES_MAX]

@@ -36,6 +36,8 @@ class Seen(NamedTuple):
     """Time between tokens as requests see it."""
     step_s: float | None
     """Time of an engine step, or the best that is known in its place."""
+    stepped: bool
+    """Whether it counts its steps."""
     stall: float | None
     """ln(token_s / step_s) where both are measured: what requests wait between steps."""
     load: Load
@@ -118,6 +120,7 @@ def seen(name: str, row: Row, before: list[Row], suspect: list[Any] | None) -> S
         queue_s=_queue_s(row, firsts),
         token_s=token_s,
         step_s=stepped_s or token_s,
+        stepped=stepped_s is not None,
         stall=ln(ratio(token_s, stepped_s)) if itl_s is not None or row[R["tpot_count"]] else None,
         load=Load(running, (usage or 0.0) * (1.0 if capacity is None else capacity), prefill),
         held=ln(held) if running >= 1 else None,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from models.pool.latency_causes import CAUSES, Parts, Slow, Usual
+from models.pool.latency_norms import ln
 from models.pool.latency_signals import Seen, Whole
 
 SAID_MIN = 0.05
@@ -45,7 +46,7 @@ def sentence(
             continue
         figures = said.get(cause, "")
         parts.append(f"{100 * share:.0f} % {NAMES[cause]}" + (f": {figures}" if figures else ""))
-    if rest >= 0.005:
+    if rest >= 0.01:
         parts.append(f"{100 * rest:.0f} % other causes")
     return f"{what} p99 was {_s(p99_s)} ({', '.join(known)}) at {at:%H:%M} UTC: {'; '.join(parts)}."
 
@@ -69,18 +70,39 @@ def ranked(shares: Parts) -> list[tuple[str, float]]:
     return sorted(((c, shares[c]) for c in CAUSES if shares.get(c, 0.0) > 0), key=lambda item: -item[1])
 
 
+def untold(seen: Sequence[Seen]) -> list[str]:
+    """What no replica told, so that the shares know less: a cause that only this would show is unexplained."""
+    told = {
+        "time in the queue": any(one.queue_s is not None for one in seen),
+        "time a token": any(one.token_s is not None for one in seen),
+        "engine steps": any(one.stepped for one in seen),
+        "KV use": any(one.held is not None for one in seen),
+        "clocks": any(one.clock is not None or one.throttled_s is not None for one in seen),
+    }
+    return [what for what, known in told.items() if not known]
+
+
 def _queueing(whole: Whole, usual: Usual) -> str:
     text = f"{whole.waiting:.0f} wait; arrivals {whole.arrivals_rps:.3g}/s against {whole.carried_rps:.3g}/s carried"
-    before = usual.of("pressure")
-    if before is not None and whole.ready + whole.loading > 0:
-        text += f" (usually {math.exp(before) * (whole.ready + whole.loading):.3g}/s come)"
-    return text
+    before = _arrivals_rps(whole, usual)
+    return text if before is None else f"{text} (usually {before:.3g}/s come)"
 
 
 def _batch(whole: Whole, seen: Sequence[Seen], usual: Usual) -> str:
     batch = max((one.load.batch for one in seen), default=0.0)
     text = f"up to {batch:.0f} run at a time on a replica"
-    return text + f", {_tokens(whole.output)} tokens generated a request{_usually(usual.of('output'))}"
+    if usual.above("output", ln(whole.output)) > 0:
+        text += f", {_tokens(whole.output)} tokens generated a request{_usually(usual.of('output'))}"
+    before = _arrivals_rps(whole, usual)
+    if before is not None and usual.above("pressure", whole.pressure) > 0:
+        text += f", arrivals {whole.arrivals_rps:.3g}/s (usually {before:.3g}/s)"
+    return text
+
+
+def _arrivals_rps(whole: Whole, usual: Usual) -> float | None:
+    """What usually comes to so many replicas."""
+    before = usual.of("pressure")
+    return None if before is None else math.exp(before) * (whole.ready + whole.loading)
 
 
 def _kv(seen: Sequence[Seen], usual: Usual) -> str:

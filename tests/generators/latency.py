@@ -49,6 +49,8 @@ class World:
     kv_max: float
     router: str
     length_s: int
+    tail_s: int
+    """How long it goes on after that."""
     injected: tuple[Injection, ...]
     missing: tuple[str, ...]
     """Signals that are null throughout."""
@@ -64,7 +66,7 @@ class Window:
     interference: list[dict[str, Any]]
 
 
-def make(seed: int, causes: Sequence[str]) -> World:
+def make(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> World:
     """A world from a seed: the same seed gives the same pool whatever is injected."""
     rng = np.random.default_rng([seed, 1])
     token_s = rng.uniform(25e-6, 60e-6)
@@ -91,6 +93,7 @@ def make(seed: int, causes: Sequence[str]) -> World:
         kv_max=1e9,
         router=str(rng.choice(["random", "two_choices", "round_robin", "least"])),
         length_s=int(rng.integers(12, 24)) * 10,
+        tail_s=tail_s,
         injected=(),
         missing=tuple(
             name
@@ -262,7 +265,7 @@ def windows(world: World) -> Iterator[Window]:
     """Every window of a run, in order, as it is when it is closed."""
     pool = _Pool(world)
     before = [asdict(replica.count) for replica in pool.replicas]
-    for start_s in range(0, START_S + world.length_s + TAIL_S, WINDOW_S):
+    for start_s in range(0, START_S + world.length_s + world.tail_s, WINDOW_S):
         gauges: list[list[tuple[float, float, float]]] = [[] for _ in pool.replicas]
         loading = [0.0] * world.replicas
         for second in range(start_s, start_s + WINDOW_S):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from models.pool.fold import PoolFold
 from schemas.log import CONTENT_ARROW, LogRecord
 from schemas.signals import INTERFERENCE_WINDOWS, WindowName
-from tests.generators.latency import CAUSES, START_S, WINDOW_S, Window, World, make, windows
+from tests.generators.latency import CAUSES, START_S, TAIL_S, WINDOW_S, Window, World, make, windows
 from tests.models.pool.signals import T0, at, engine_window, pool_config, pool_fold, request_window
 
 AFTER_S = 40.0
@@ -67,9 +66,9 @@ def interference_window(second: float, start_s: int, version: int, window: Windo
     return at(second, INTERFERENCE_WINDOWS.type, value, "chat", CONTENT_ARROW)
 
 
-def run(seed: int, causes: Sequence[str], fold: PoolFold | None = None) -> Run:
+def run(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> Run:
     """One run."""
-    world, fold = make(seed, causes), fold or pool_fold()
+    world, fold = make(seed, causes, tail_s), pool_fold()
     log = [record._replace(offset=offset) for offset, record in enumerate(records(world))]
     bodies = (json.loads(result.value) for result in fold.apply(log) if result.topic == "findings")
     return Run(tuple(causes), seed, world, [body for body in bodies if body["finding"] == "latency"])
@@ -108,13 +107,18 @@ def score(runs: Iterable[Run]) -> dict[str, Any]:
     }
 
 
-def evaluate(seeds: Sequence[int], pairs: bool = True) -> dict[str, Any]:
+def evaluate(seeds: Sequence[int], pairs: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Every cause alone and every pair, over the seeds; `single` and `pair`: shares over all runs with a finding."""
-    single = {cause: [run(seed, [cause]) for seed in seeds] for cause in CAUSES}
-    report: dict[str, Any] = {"seeds": list(seeds), "causes": {cause: score(runs) for cause, runs in single.items()}}
-    report["single"] = score(one for runs in single.values() for one in runs)["named"]
-    if pairs:
-        double = {two: [run(seed, two) for seed in seeds] for two in combinations(CAUSES, 2)}
-        report["pairs"] = {"+".join(two): score(runs) for two, runs in double.items()}
-        report["pair"] = score(one for runs in double.values() for one in runs)["named"]
+    chosen = [(cause,) for cause in CAUSES]
+    report: dict[str, Any] = {"seeds": list(seeds)}
+    for what, name, sets in (("causes", "single", chosen), ("pairs", "pair", list(combinations(CAUSES, 2)))):
+        if name == "pair" and not pairs:
+            continue
+        report[what], runs = {}, []
+        for causes in sets:
+            some = [run(seed, causes) for seed in seeds]
+            runs += some
+            report[what]["+".join(causes)] = found = score(some)
+            say(f"{'+'.join(causes)}: named in {found['named']} of {found['runs']} runs")
+        report[name] = score(runs)["named"]
     return report
