@@ -11,6 +11,7 @@ Knows nothing of fleets, clocks, logs. Times in s, sizes in tokens.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from heapq import heappop, heappush
 
@@ -18,6 +19,14 @@ from simulator.request import INF, EngineSpec, EngineView, Request
 
 KV_WATERMARK = 0.99
 """Admission leaves 1 % of the KV cache to the growth of what runs (vLLM's watermark)."""
+TTFT_BOUNDS_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+    640.0, 2560.0,
+)  # fmt: skip
+TPOT_BOUNDS_S = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+"""Upper bounds of the buckets in which it counts latencies: vLLM's."""
 
 
 class Engine:
@@ -26,9 +35,9 @@ class Engine:
     __slots__ = (
         "_base", "_growth", "_heap", "_kv", "_limit", "_order", "_partial", "_partial_left", "_prefilled",
         "_reserved", "_run_end", "_stepwise", "_t0", "batch", "busy_s", "e2e_count", "e2e_s_sum", "ended",
-        "generation_tokens", "inbox", "iterations", "preemptions", "prompt_tokens", "queue_count",
-        "queue_s_sum", "requests", "slow", "spec", "tpot_count", "tpot_s_sum", "ttft_count", "ttft_s_sum",
-        "waiting",
+        "generation_tokens", "inbox", "iterations", "itl_count", "itl_s_sum", "preemptions", "prompt_tokens",
+        "queue_count", "queue_s_sum", "requests", "slow", "spec", "tpot_buckets", "tpot_count", "tpot_s_sum",
+        "ttft_buckets", "ttft_count", "ttft_s_sum", "waiting",
     )  # fmt: skip
 
     def __init__(self, spec: EngineSpec, stepwise: bool = False) -> None:
@@ -54,6 +63,9 @@ class Engine:
         self.busy_s = 0.0
         self.ttft_s_sum = self.tpot_s_sum = self.e2e_s_sum = self.queue_s_sum = 0.0
         self.ttft_count = self.tpot_count = self.e2e_count = self.queue_count = 0
+        self.itl_s_sum, self.itl_count = 0.0, 0
+        self.ttft_buckets = [0] * (len(TTFT_BOUNDS_S) + 1)
+        self.tpot_buckets = [0] * (len(TPOT_BOUNDS_S) + 1)
 
     # ------------------------------------------------------------------ in
     def submit(self, request: Request) -> None:
@@ -124,6 +136,8 @@ class Engine:
             self.e2e_count,
             self.queue_s_sum,
             self.queue_count,
+            self.itl_s_sum + (self.batch * (self._time(done) - self._t0) if done else 0.0),
+            self.itl_count + self.batch * done,
         )
 
     def advance(self, until_s: float) -> None:
@@ -261,6 +275,9 @@ class Engine:
         end, n = self._run_end, self._limit
         self.iterations += n
         self.generation_tokens += self.batch * n
+        # Time between tokens of what decodes. A preempted request's wait is left out: it gets no token meanwhile.
+        self.itl_s_sum += self.batch * (end - self._t0)
+        self.itl_count += self.batch * n
         self._kv += self.batch * n
         self.busy_s += end - self._t0
         heap, steps = self._heap, self.iterations
@@ -286,6 +303,7 @@ class Engine:
             self.prompt_tokens += request.prompt_tokens
             self.ttft_s_sum += at_s - request.arrival_s
             self.ttft_count += 1
+            self.ttft_buckets[bisect_left(TTFT_BOUNDS_S, at_s - request.arrival_s)] += 1
         request.finish_step = self.iterations + request.output_tokens - request.generated
         if request.generated >= request.output_tokens:
             self._retire(request, at_s)
@@ -303,8 +321,10 @@ class Engine:
         self.e2e_s_sum += at_s - request.arrival_s
         self.e2e_count += 1
         if request.generated > 1:
-            self.tpot_s_sum += (at_s - request.first_token_s) / (request.generated - 1)
+            tpot_s = (at_s - request.first_token_s) / (request.generated - 1)
+            self.tpot_s_sum += tpot_s
             self.tpot_count += 1
+            self.tpot_buckets[bisect_left(TPOT_BOUNDS_S, tpot_s)] += 1
 
     def _preempt_last(self) -> None:
         """Recompute: the youngest gives back its KV and goes to the head of the queue."""

@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol
 from schemas.base import Record
 from schemas.config import ConfigObject, FleetSpec, PoolSpec, PriceSpec, TenantSpec
 from schemas.log import CONTENT_ARROW, CONTENT_JSON
-from schemas.node import ENGINE_SAMPLES, GPU_SAMPLES, NodeInventory
+from schemas.node import ENGINE_HISTOGRAMS, ENGINE_SAMPLES, GPU_SAMPLES, PROCESS_SAMPLES, NodeInventory
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import NODE_SAMPLES, REQUEST_TRACES, ce_type
 from simulator.events import Events
@@ -22,6 +22,8 @@ from streams.clients import partition_of
 ROWS_PER_RECORD_MAX = 2000
 """About 300 KB: under the 512 KiB that a columnar record may have."""
 SAMPLE_EVERY_S = 1.0
+SLOW_EVERY = 5
+"""Every so many samples processes and distributions are read too."""
 INVENTORY_EVERY_S = 30.0
 COLUMNS = (
     "event", "request_id", "at_s", "pool", "tenant", "class", "replica", "status", "input_tokens", "output_tokens",
@@ -114,6 +116,7 @@ class Publisher:
         count = len(self._nodes)
         # Staggered: not all exporters of a fleet read in the same moment.
         self._sample_at = [fleet.now_s + SAMPLE_EVERY_S * i / count for i in range(count)]
+        self._samples = [0] * count
         self._inventory_at = [fleet.now_s] * count
         self._sequence: dict[str, int] = {}
         self.rows_published = 0
@@ -190,6 +193,14 @@ class Publisher:
                 self._send_samples(node.name, GPU_SAMPLES, gpu)
                 if engines:
                     self._send_samples(node.name, ENGINE_SAMPLES, engines)
+                if self._samples[i] % SLOW_EVERY == 0:
+                    for kind, columns in (
+                        (PROCESS_SAMPLES, node.processes()),
+                        (ENGINE_HISTOGRAMS, node.histograms()),
+                    ):
+                        if columns:
+                            self._send_samples(node.name, kind, columns)
+                self._samples[i] += 1
 
     def _send_samples(self, node: str, kind: Any, columns: dict[str, Any]) -> None:
         number = self._next(f"{node}/{kind.kind}")

@@ -106,3 +106,5 @@ class EngineView(NamedTuple):
     e2e_count: int
     queue_s_sum: float
     queue_count: int
+    itl_s_sum: float
+    itl_count: int

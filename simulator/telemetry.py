@@ -7,20 +7,25 @@ not); they are no measurement of a GPU. What the model has no figure for stays n
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from schemas.node import GpuEntry, NodeInventory, ReplicaEntry
+from simulator.engine import TPOT_BOUNDS_S, TTFT_BOUNDS_S
 from simulator.events import ReplicaEvent
 from simulator.fleet import Fleet
 from simulator.pool import Replica
+from simulator.request import EngineView
 
 SW_THERMAL_SLOWDOWN, HW_THERMAL_SLOWDOWN = 0x20, 0x40  # NVML clocks event reasons
 FAILED_SHOWN_S = 60.0
 """A dead replica stays in the inventory as `failed` for so long."""
 MEMORY_SHARE = 0.9
 """Of its share of the memory, an engine allocates this much (vLLM's default)."""
+ENGINE = "simulator"
+PID_FIRST = 1000
 
 
 class NodeTelemetry:
@@ -39,6 +44,10 @@ class NodeTelemetry:
         self._energy_j = np.zeros(self._gpus)
         self._throttled_ns = np.zeros(self._gpus)
         self._failed: list[tuple[float, ReplicaEntry]] = []
+        self._scrapes: dict[str, tuple[int, float]] = {}  # replica -> number and time of its last scrape
+        self._pids: dict[str, int] = {}
+        self._pid_next = PID_FIRST
+        self._taken: dict[str, np.ndarray] = {}  # replica -> SM seconds, memory seconds, seconds since the last reading
 
     def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Columns of `gpu.samples` and of `engine.samples` now; the latter are empty without a serving replica."""
@@ -47,7 +56,7 @@ class NodeTelemetry:
         self._read_s = now_s
         compute, memory, busy, used = (np.zeros(self._gpus) for _ in range(4))
         slowed = np.ones(self._gpus)
-        rows: list[tuple[Any, ...]] = []
+        rows: list[dict[str, Any]] = []
         seen: dict[str, tuple[int, float]] = {}
         for replica in fleet.on_node[self._index]:
             gpus = list(replica.slot.gpus)
@@ -62,16 +71,21 @@ class NodeTelemetry:
             prefill = min(active, reading_s / passed_s)
             decode = active - prefill
             fill = view.running / replica.engine.spec.seqs_max
-            compute[gpus] += 0.9 * prefill + (0.1 + 0.4 * fill) * decode
-            memory[gpus] += 0.3 * prefill + (0.6 + 0.3 * view.kv_usage) * decode
+            own = 0.9 * prefill + (0.1 + 0.4 * fill) * decode
+            read = 0.3 * prefill + (0.6 + 0.3 * view.kv_usage) * decode
+            compute[gpus] += own
+            memory[gpus] += read
+            spent = np.array([min(1.0, own + 0.25 * active) * passed_s, read * passed_s, passed_s])
+            self._taken[replica.name] = self._taken.get(replica.name, 0.0) + spent
             busy[gpus] = np.maximum(busy[gpus], active)
             slowed[gpus] = np.maximum(slowed[gpus], replica.fault_slow)
-            rows.append((replica.name, self._base_s + replica.ready_s, *view[:3], *view[3:8], *view[9:]))
+            rows.append(self._scraped(replica, view))
         self._seen = seen
+        self._scrapes = {name: scrape for name, scrape in self._scrapes.items() if name in seen}
         gpu = self._gpu_columns(
             np.minimum(compute, 1.0), np.minimum(memory, 1.0), np.minimum(busy, 1.0), used, slowed, passed_s
         )
-        return gpu, self._engine_columns(rows)
+        return gpu, {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
     def _gpu_columns(
         self,
@@ -111,21 +125,69 @@ class NodeTelemetry:
             "throttle_thermal_ns": self._throttled_ns.copy(),
         }
 
-    def _engine_columns(self, rows: list[tuple[Any, ...]]) -> dict[str, Any]:
-        if not rows:
-            return {}
-        names = (
-            "replica", "start_s", "running", "waiting", "kv_usage_ratio", "prompt_tokens", "generation_tokens",
-            "requests", "preemptions", "iterations", "ttft_s_sum", "ttft_count", "tpot_s_sum", "tpot_count",
-            "e2e_s_sum", "e2e_count", "queue_s_sum", "queue_count",
-        )  # fmt: skip
-        columns: dict[str, Any] = {
-            name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
+    def _scraped(self, replica: Replica, view: EngineView) -> dict[str, Any]:
+        """One row of `engine.samples`."""
+        at_s = self._base_s + self._read_s
+        number, since_s = self._scrapes.get(replica.name, (0, None))
+        self._scrapes[replica.name] = (number + 1, at_s)
+        counters = view._asdict()
+        spec = replica.engine.spec
+        return {
+            "replica": replica.name,
+            "at_s": at_s,
+            "engine": ENGINE,
+            "pool": replica.pool,
+            "model": self._fleet.pools[replica.pool].spec.model,
+            "scrape": number + 1,
+            "since_s": since_s,
+            "start_s": self._base_s + replica.ready_s,
+            "status": "ok",
+            "kv_usage_ratio": counters.pop("kv_usage"),
+            "kv_capacity_tokens": float(spec.kv_tokens_max),
+            "running_max": float(spec.seqs_max),
+            "cached_tokens": 0.0,  # the engines have no prefix cache: a measured zero
+            **counters,
         }
-        columns["at_s"] = [self._base_s + self._read_s] * len(rows)
-        columns["status"] = ["ok"] * len(rows)
-        columns["cached_tokens"] = [0.0] * len(rows)  # the engines have no prefix cache: a measured zero
-        return columns
+
+    def histograms(self) -> dict[str, Any]:
+        """Columns of `engine.histograms` as of the last `read`; empty without a serving replica."""
+        rows = []
+        for replica in self._fleet.on_node[self._index]:
+            if replica.name not in self._scrapes:
+                continue
+            engine = replica.engine
+            start_s = self._base_s + replica.ready_s
+            for metric, bounds, counts in (
+                ("ttft_s", TTFT_BOUNDS_S, engine.ttft_buckets),
+                ("tpot_s", TPOT_BOUNDS_S, engine.tpot_buckets),
+            ):
+                up_to = list(accumulate(counts))
+                bins = [float(x) for pair in zip(bounds, up_to[:-1], strict=True) for x in pair] + [float(up_to[-1])]
+                rows.append((replica.name, self._base_s + self._read_s, start_s, metric, bins))
+        names = ("replica", "at_s", "start_s", "metric", "bins")
+        return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+
+    def processes(self) -> dict[str, Any]:
+        """Columns of `process.samples` as of the last `read`, one process a replica and GPU; empty without a replica.
+
+        What it took of SMs and memory since the call before. Host CPU and what runs beside engines are not modelled.
+        """
+        rows = []
+        here = self._fleet.on_node[self._index]
+        for replica in here:
+            if replica.name not in self._pids:
+                self._pids[replica.name] = self._pid_next
+                self._pid_next += len(replica.slot.gpus)
+            sm_s, memory_s, passed_s = self._taken.get(replica.name, (0.0, 0.0, 1.0))
+            held = replica.slot.share * MEMORY_SHARE * _loaded(replica, self._read_s) * self._type.mem_total_bytes
+            for rank, gpu in enumerate(replica.slot.gpus):
+                shares = (100 * min(1.0, sm_s / passed_s), 100 * min(1.0, memory_s / passed_s))
+                pid = self._pids[replica.name] + rank
+                rows.append((gpu, self._base_s + self._read_s, pid, ENGINE, replica.name, 0, held, *shares))
+        self._taken = {}
+        self._pids = {replica.name: self._pids[replica.name] for replica in here}
+        names = ("gpu", "at_s", "pid", "name", "replica", "gone", "mem_bytes", "sm_util_pct", "mem_util_pct")
+        return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
 
     def failed(self, event: ReplicaEvent) -> None:
         """A replica of this node died."""

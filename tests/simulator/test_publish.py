@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from models.node.fold import NodeFold
 from schemas.base import decode
 from schemas.columns import COLUMNAR, Batch
 from schemas.config import ConfigObject
+from schemas.log import LogRecord
 from schemas.node import NodeInventory
+from schemas.signals import ENGINE_WINDOWS, INTERFERENCE_WINDOWS, NODE_WINDOWS
 from simulator.fleet import Fleet
 from simulator.ledger import Ledger
 from simulator.publish import Publisher, ended_rows, scenario_config
@@ -32,6 +35,7 @@ class Sent(NamedTuple):
     type: str
     id: str
     partition: int | None
+    content: str
 
     def batch(self) -> Batch:
         return COLUMNAR[self.type].decode(self.value)
@@ -55,7 +59,7 @@ class Recorder:
         content_type: str = "",
         partition: int | None = None,
     ) -> None:
-        self.sent.append(Sent(topic, key, value, type, id, partition))
+        self.sent.append(Sent(topic, key, value, type, id, partition, content_type))
 
     def of(self, kind: str) -> list[Sent]:
         return [s for s in self.sent if s.type == f"fleetloop.{kind}.v1"]
@@ -173,6 +177,81 @@ def test_engine_counters_add_up_to_what_was_served(scenario: Make) -> None:
     served = sum(row["requests"] for row in last.values())
     assert served == pytest.approx(sum(p.status["ok"] for p in ledger.pools.values()), abs=30)
     assert all(row["ttft_count"] >= row["requests"] for row in last.values())
+
+
+def test_latencies_are_counted_in_buckets_and_sums_alike(scenario: Make) -> None:
+    """Every 5 s the buckets hold as many latencies as the counters of the same scrape, and each where it belongs; the
+    time between tokens is the time per token of what was served."""
+    _, _, recorder, _ = run(scenario(), 60)
+    scrapes: dict[tuple[str, float], dict[str, float]] = {}
+    for sent in recorder.of("engine.samples"):
+        batch = sent.batch()
+        for i, name in enumerate(batch.text("replica")):
+            row = {k: float(v[i]) for k, v in batch.numbers.items()}
+            scrapes[str(name), row["at_s"]] = row
+            assert row["running"] <= row["running_max"]
+            assert (row["scrape"] == 1) == np.isnan(row["since_s"])
+            if row["scrape"] > 1:
+                assert scrapes[str(name), row["since_s"]]["scrape"] == row["scrape"] - 1
+    looked = 0
+    for sent in recorder.of("engine.histograms"):
+        batch = sent.batch()
+        assert batch.refused == []
+        at, bins = batch.numbers["at_s"], batch.pairs["bins"]
+        for i, (name, metric) in enumerate(zip(batch.text("replica"), batch.text("metric"), strict=True)):
+            row, flat = scrapes[str(name), float(at[i])], bins[i]
+            assert flat is not None
+            label = str(metric).removesuffix("_s")
+            assert flat[-1] == row[f"{label}_count"]
+            counts = np.diff(np.append(flat[1::2], flat[-1]), prepend=0.0)
+            low, high = np.append(0.0, flat[:-1:2]), np.append(flat[:-1:2], np.inf)
+            used = counts > 0
+            assert (counts * low)[used].sum() <= row[f"{label}_s_sum"] <= (counts[used] * high[used]).sum() + 1e-9
+            looked += used.any()
+    assert looked > 20
+    last = {name: row for (name, _), row in scrapes.items() if row["tpot_count"] > 30}
+    assert last
+    for row in last.values():
+        tpot_s = row["tpot_s_sum"] / row["tpot_count"]
+        assert row["itl_s_sum"] / row["itl_count"] == pytest.approx(tpot_s, rel=0.25)
+
+
+def test_processes_are_the_replicas(scenario: Make) -> None:
+    """One process a replica and GPU, with one pid for good; what all take of a GPU is no more than all of it."""
+    fleet, _, recorder, _ = run(scenario(), 60)
+    pids: dict[tuple[str, str, float], float] = {}
+    busy = 0.0
+    for sent in recorder.of("process.samples"):
+        batch = sent.batch()
+        assert batch.refused == []
+        held: dict[float, float] = defaultdict(float)
+        for i, name in enumerate(batch.text("replica")):
+            gpu, pid = float(batch.numbers["gpu"][i]), float(batch.numbers["pid"][i])
+            assert pids.setdefault((sent.key, str(name), gpu), pid) == pid
+            held[gpu] += float(batch.numbers["mem_bytes"][i])
+            busy = max(busy, float(batch.numbers["sm_util_pct"][i]))
+        assert max(held.values()) <= 80 * 2**30
+    assert busy > 10
+    assert len({(node, pid) for (node, _, _), pid in pids.items()}) == len(pids)
+    assert {name for _, name, _ in pids} == {r.name for p in fleet.pools.values() for r in p.replicas}
+
+
+def test_the_node_level_takes_all_of_it(scenario: Make) -> None:
+    """The node fold refuses nothing that is published, and its windows have what was."""
+    _, _, recorder, _ = run(scenario(), 60)
+    fold = NodeFold("node.samples", 0, {"node.samples": 1, "pool.signals": 1})
+    records = [
+        LogRecord(offset, round((BASE_S + offset * 0.01) * 1000), s.type, s.key, s.value, s.content, s.id)
+        for offset, s in enumerate(s for s in recorder.sent if s.topic == "node.samples")
+    ]
+    step_s = 60 / len(records)
+    out = fold.apply([r._replace(at_ms=round((BASE_S + 0.5 + r.offset * step_s) * 1000)) for r in records])
+    assert not [r for r in out if r.topic == "dead.letters"]
+    told = [ENGINE_WINDOWS.decode(r.value) for r in out if r.type == ENGINE_WINDOWS.type]
+    known = {name for batch in told for name, values in batch.numbers.items() if not np.isnan(values).all()}
+    assert {"kv_capacity_tokens", "busy_s", "itl_count", "idle_s", "ttft_s_p99", "power_w_mean", "throttled_s"} <= known
+    assert any(r.type == NODE_WINDOWS.type for r in out)
+    assert any(r.type == INTERFERENCE_WINDOWS.type for r in out)
 
 
 def test_inventory_on_change_and_every_thirty_seconds(scenario: Make) -> None:
