@@ -56,6 +56,5 @@ class Batches:
                 "seq": seq,
                 "dropped": self.edge.dropped(NODE_SAMPLES),
             }
-            used = dict.fromkeys(column for row in rows for column in row)
-            value = kind.encode({column: [row.get(column) for row in rows] for column in used}, meta)
+            value = kind.encode_rows(rows, meta)
             self.edge.producer.send(NODE_SAMPLES, node, value, type=kind.type, id=id, content_type=CONTENT_ARROW)

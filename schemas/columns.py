@@ -147,11 +147,15 @@ class Columns:
                 arrays.append(pa.array(values, f.type, from_pandas=True))
             else:
                 arrays.append(pa.array(values, f.type))
-        batch = pa.record_batch(arrays, schema=self.arrow_schema(meta))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return bytes(sink.getvalue())
+        return _stream(pa.record_batch(arrays, schema=self.arrow_schema(meta)))
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]], meta: Mapping[str, str] | None = None) -> bytes:
+        """As `encode`, from rows: for a few rows less than half the work. None and what is missing become null.
+
+        NaN is refused by who decodes it, and a column that is not of the kind is left out: neither may be given.
+        """
+        batch = pa.RecordBatch.from_struct_array(pa.array(rows, type=pa.struct(self._fields)))
+        return _stream(batch.replace_schema_metadata({"kind": self.kind, **(meta or {})}))
 
     def decode(self, value: bytes, content_type: str = CONTENT_ARROW) -> Batch:
         """Bytes to the rows that can be taken. Raises InvalidRecord where the record as a whole cannot be."""
@@ -231,6 +235,13 @@ class Columns:
         odd |= required & (nulls > 0)
         odd[whole] |= (np.abs(values[whole] - np.round(values[whole])) > 0).any(axis=1)
         return {columns[i].name for i in np.flatnonzero(odd).tolist()}
+
+
+def _stream(batch: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
 
 
 COLUMNAR: dict[str, Columns] = {}

@@ -111,7 +111,8 @@ def scrape(ports: list[int], nodes: int, broker: str, told: Connection) -> None:
         def answer() -> None:
             told.recv()
             own = [*exporter.edge.metrics.collect(), *exporter.collect()]
-            told.send({f"{s.name}{sorted(s.labels.items())[1:]}": s.value for m in own for s in m.samples})
+            found = {f"{s.name}{sorted(s.labels.items())[1:]}": s.value for m in own for s in m.samples}
+            told.send({**found, "process_cpu_s": time.process_time()})
 
         asyncio.get_running_loop().add_reader(told.fileno(), answer)
         await exporter.run(asyncio.Event())

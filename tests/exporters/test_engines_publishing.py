@@ -193,6 +193,16 @@ async def test_rows_that_come_together_are_one_batch(settings: Settings, deploym
     assert {r.content_type for r in records} == {CONTENT_ARROW}
 
 
+def test_rows_and_columns_are_encoded_alike() -> None:
+    """The short way from rows gives the bytes that the way by columns gives."""
+    found = [{"replica": "a", "at_s": 1.0, "running": None, "scrape": 3}, {"replica": "b", "at_s": 2, "waiting": 0.0}]
+    columns = {name: [row.get(name) for row in found] for name in ("replica", "at_s", "running", "scrape", "waiting")}
+    meta = {"node": "n", "seq": "1"}
+    assert ENGINE_SAMPLES.encode_rows(found, meta) == ENGINE_SAMPLES.encode(columns, meta)
+    bins = [{"replica": "a", "at_s": 1.0, "metric": "ttft_s", "bins": [1.0, 2.0, 5.0]}]
+    assert ENGINE_HISTOGRAMS.decode(ENGINE_HISTOGRAMS.encode_rows(bins)).pairs["bins"][0].tolist() == [1, 2, 5]
+
+
 async def test_targets_come_and_go_without_a_restart(fleet: Fleet, running: Running, tmp_path: Path) -> None:
     """One that is added is scraped; one that is removed is asked no more and never said to be dead."""
     fleet.pages |= {"/a": VLLM, "/b": VLLM}
