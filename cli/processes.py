@@ -191,19 +191,31 @@ def export_traces(
 
 @exporters.command("trace-file")
 def export_trace_file(
-    file: Annotated[Path, typer.Argument(help="Azure LLM 2023 CSV, or JSON lines of request rows.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Trace of Azure (2023, 2024), BurstGPT, Mooncake or ServeGen, or JSON lines of request rows."
+        ),
+    ],
     pool: Annotated[
         str | None, typer.Option(help="Pool that the requests are said to go to; JSON lines may name their own.")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Tenant of requests that name none. Default: trace.")] = None,
     speed: Annotated[float | None, typer.Option(help="Trace seconds per fleet second. Default: 1.", min=0.001)] = None,
+    scale: Annotated[float | None, typer.Option(help="Copies of each request. Default: 1.", min=0.001)] = None,
+    ttft: Annotated[float | None, typer.Option(help="Time to first token of requests that say none, s.", min=0)] = None,
+    tpot: Annotated[
+        float | None, typer.Option(help="Time per output token of requests that say none, s.", min=0)
+    ] = None,
 ) -> None:
-    """Replay a trace file into request.traces."""
+    """Replay a trace file into request.traces, its gaps kept. More: FLEETLOOP_TRACE_* settings."""
 
     from exporters.trace_file import TraceFileOptions, run_trace_file
 
     async def main(settings: Any, deployment: Any, stop: asyncio.Event) -> None:
-        options = TraceFileOptions.of(file=file, pool=pool, tenant=tenant, speed=speed)
+        options = TraceFileOptions.of(
+            file=file, pool=pool, tenant=tenant, speed=speed, scale=scale, ttft_s=ttft, tpot_s=tpot
+        )
         await run_trace_file(settings, deployment, options, stop)
 
     serve("trace-file", main)

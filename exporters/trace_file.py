@@ -1,4 +1,4 @@
-"""Replays a trace file into request.traces: Azure LLM 2023 CSV, or JSON lines of request rows.
+"""Replays a trace file into request.traces: a published trace (`trace_file_formats`), or JSON lines of request rows.
 
 The first row of the trace is now; later ones follow at `speed` trace seconds per fleet second. What a trace does not
 say (the latencies of Azure's) is unknown, not 0.
@@ -7,12 +7,10 @@ say (the latencies of Azure's) is unknown, not 0.
 from __future__ import annotations
 
 import asyncio
-import csv
 import heapq
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from exporters.edge import Edge, declare, options_of
 from exporters.rows import RowBatcher
+from exporters.trace_file_formats import FORMATS, Request, format_of, opened, scaled
 from schemas.base import Name
 from schemas.config import Deployment
 from schemas.errors import SettingsError, UnavailableError
@@ -31,7 +30,6 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 AHEAD_S = 0.05
 """Rows due within this wall time go out together."""
 LINES_AT_ONCE = 512
@@ -46,14 +44,23 @@ class TraceFileOptions(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLEETLOOP_TRACE_", frozen=True)
 
     file: Path = Field(description="The trace.")
-    format: Literal["auto", "azure", "jsonl"] = Field("auto", description="auto: azure for .csv, jsonl otherwise.")
+    format: Literal["auto", "azure", "burstgpt", "burstgpt-replay", "mooncake", "servegen", "jsonl"] = Field(
+        "auto", description="auto: by the file's beginning; jsonl: rows of our own. Files may be compressed (.gz)."
+    )
     pool: Name | None = Field(None, description="Pool of every request; JSON lines may name their own.")
     tenant: str = Field("trace", min_length=1, max_length=200, description="Tenant of requests that name none.")
     request_class: str = Field("default", min_length=1, max_length=200, description="Class of requests that name none.")
     speed: float = Field(1.0, ge=0.001, le=100_000, description="Trace seconds per fleet second.")
     duration_s: float | None = Field(None, gt=0, description="Only the trace's first seconds.")
-    ttft_s: float | None = Field(None, ge=0, le=1e6, description="Time to first token to say of Azure's requests, s.")
-    tpot_s: float | None = Field(None, ge=0, le=1e6, description="Time per output token to say of them, s.")
+    scale: float = Field(
+        1.0, ge=0.001, le=1000, description="Copies of each request of a published trace; the first keeps its time."
+    )
+    jitter_s: float = Field(5.0, ge=0, le=3600, description="Other copies come up to so much later, trace s.")
+    seed: int = Field(0, ge=0, description="Of copies, and of ServeGen's arrivals.")
+    input_tokens: float | None = Field(None, ge=0, le=1e8, description="Prompt tokens of requests that say none.")
+    output_tokens: float | None = Field(None, ge=0, le=1e8, description="Output tokens of requests that say none.")
+    ttft_s: float | None = Field(None, ge=0, le=1e6, description="Time to first token of requests that say none, s.")
+    tpot_s: float | None = Field(None, ge=0, le=1e6, description="Time per output token of requests that say none, s.")
     health_port: int = Field(0, ge=-1, le=65535, description="Port of /healthz, /readyz, /metrics; 0: none, -1: any.")
 
     @field_validator("file")
@@ -67,15 +74,13 @@ class TraceFileOptions(BaseSettings):
     def of(cls, **given: Any) -> TraceFileOptions:
         """From arguments (None: not given), then the environment. Raises SettingsError."""
         options = options_of(cls, given)
-        if options.kind() == "azure" and options.pool is None:
+        if options.kind() != "jsonl" and options.pool is None:
             raise SettingsError("FLEETLOOP_TRACE_POOL: none: name the pool that the requests are said to go to")
         return options
 
     def kind(self) -> str:
         """Format, decided."""
-        if self.format != "auto":
-            return self.format
-        return "azure" if self.file.suffix.lower() == ".csv" else "jsonl"
+        return format_of(self.file) if self.format == "auto" else self.format
 
 
 declare(TraceFileOptions)
@@ -158,7 +163,7 @@ class Replay:
         began = time.monotonic()
         batch = REQUEST_ROWS.decode_rows(rows)
         for bad in batch.refused:
-            self._refuse(len(bad.rows), f"{bad.field}: {bad.value}: {bad.remedy}")
+            self._refuse(len(bad.rows), f"{bad.field}: {bad.remedy}")
         self.batcher.add(self.batcher.split(batch))
         self.edge.metrics.read(batch.rows, time.monotonic() - began)
         self.batcher.flush()
@@ -182,56 +187,50 @@ class Replay:
             log.warning("row of the trace refused", why=why)
 
     def _events(self) -> Iterator[Event]:
-        events = self._azure() if self.options.kind() == "azure" else self._lines()
-        limit = self.options.duration_s
-        try:
-            for event in events:
-                if limit is not None and event.due_s > limit:
-                    return
-                yield event
-        except csv.Error as error:
-            raise SettingsError(f"{self.options.file}: no CSV ({error}): needed is {','.join(AZURE)}") from None
+        kind = self.options.kind()
+        for event in self._lines() if kind == "jsonl" else self._published(kind):
+            if self.options.duration_s is not None and event.due_s > self.options.duration_s:
+                return
+            yield event
 
-    def _azure(self) -> Iterator[Event]:
-        """Arrivals as the file has them; ends in between, by a heap, where a latency was given."""
-        prefix = f"{self.options.file.stem[:80]}-{self.edge.start_s}"
+    def _published(self, kind: str) -> Iterator[Event]:
+        """Arrivals as the file has them; ends in between, by a heap, where a latency is known."""
+        options = self.options
+        prefix = f"{options.file.stem[:80]}-{self.edge.start_s}"
         ends: list[Event] = []
         first: float | None = None
-        # What is no text becomes characters that are no numbers: such a line is refused like any other.
-        with self.options.file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-            rows = csv.DictReader(lines)
-            if tuple(rows.fieldnames or ())[:3] != AZURE:
-                raise SettingsError(
-                    f"{self.options.file}: the header is {rows.fieldnames}, needed is {','.join(AZURE)}"
-                )
-            for number, row in enumerate(rows):
-                try:
-                    at = datetime.fromisoformat(row["TIMESTAMP"]).replace(tzinfo=UTC).timestamp()
-                    tokens = float(row["ContextTokens"]), float(row["GeneratedTokens"])
-                except (TypeError, ValueError) as error:
-                    self._refuse(1, f"line {number + 2}: {error}")
-                    continue
-                first = at if first is None else first
-                while ends and ends[0].due_s <= at - first:
-                    yield heapq.heappop(ends)
-                arrival, end = self._pair(f"{prefix}-{number}", at - first, number, *tokens)
-                yield arrival
-                heapq.heappush(ends, end)
+        requests = FORMATS[kind](options.file, lambda line, why: self._refuse(1, f"line {line}: {why}"), options.seed)
+        if options.scale != 1:
+            requests = scaled(requests, options.scale, options.jitter_s, options.seed)
+        for number, request in enumerate(requests):
+            first = request.at_s if first is None else first
+            due_s = request.at_s - first
+            while ends and ends[0].due_s <= due_s:
+                yield heapq.heappop(ends)
+            arrival, end = self._pair(f"{prefix}-{number}", due_s, number, request)
+            yield arrival
+            heapq.heappush(ends, end)
         while ends:
             yield heapq.heappop(ends)
 
-    def _pair(self, id: str, due_s: float, number: int, input_tokens: float, output: float) -> tuple[Event, Event]:
+    def _pair(self, id: str, due_s: float, number: int, request: Request) -> tuple[Event, Event]:
         options = self.options
+        output = request.output_tokens if request.output_tokens is not None else options.output_tokens
         common = {
             "request_id": id,
             "pool": options.pool,
-            "tenant": options.tenant,
-            "class": options.request_class,
-            "input_tokens": input_tokens,
+            "tenant": request.tenant or options.tenant,
+            "class": request.request_class or options.request_class,
+            "model": request.model,
+            "input_tokens": request.input_tokens if request.input_tokens is not None else options.input_tokens,
         }
-        ttft, tpot = options.ttft_s, options.tpot_s
-        e2e = None if ttft is None or tpot is None else ttft + tpot * max(0.0, output - 1)
-        end = {"status": "ok", "output_tokens": output, "ttft_s": ttft, "tpot_s": tpot, "e2e_s": e2e}
+        ttft = request.ttft_s if request.ttft_s is not None else options.ttft_s
+        tpot, e2e, more = options.tpot_s, request.e2e_s, max(0.0, (output or 0.0) - 1)
+        if e2e is None and ttft is not None and tpot is not None and output is not None:
+            e2e = ttft + tpot * more
+        elif tpot is None and None not in (e2e, ttft) and more:
+            tpot = max(0.0, e2e - ttft) / more  # type: ignore[operator]
+        end = {"status": request.status, "output_tokens": output, "ttft_s": ttft, "tpot_s": tpot, "e2e_s": e2e}
         # The latency is in fleet time, not sped up with the arrivals: it is what is said of the engine.
         end_s = due_s + (e2e or 0.0) * options.speed
         return (
@@ -243,7 +242,7 @@ class Replay:
         """Rows in the order of the file, with their times moved to now and their ids made new."""
         options = self.options
         first: float | None = None
-        with options.file.open(encoding="utf-8", errors="replace") as lines:
+        with opened(options.file) as lines:
             for number, line in enumerate(lines):
                 if not line.strip():
                     continue
@@ -251,9 +250,11 @@ class Replay:
                     row = json.loads(line)
                     at, id = float(row["at_s"]), str(row["request_id"])
                     if not at < 1e11:
-                        raise ValueError(f"at_s {at!r} is not in seconds")
+                        raise ValueError("milliseconds")
                 except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-                    self._refuse(1, f"line {number + 1}: {error!r}")
+                    self._refuse(
+                        1, f"line {number + 1}: {type(error).__name__}: a row needs request_id and at_s, Unix s"
+                    )
                     continue
                 first = at if first is None else first
                 given = {name: row.get(name) for name in REQUEST_ROWS.columns}
