@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from cli import actions, broker, demo, objects, processes, schemas, tools
+from cli import actions, broker, demo, evaluate, objects, processes, schemas, tools
 
 app = typer.Typer(
     name="fleetloop",
@@ -32,6 +32,7 @@ processes.register(app)
 objects.register(app)
 actions.register(app)
 tools.register(app)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(schemas.app, name="schemas")
 
 
@@ -43,7 +44,7 @@ def _unwrap_help(*apps: typer.Typer) -> None:
             command.help = "\n\n".join(" ".join(p.split()) for p in paragraphs)
 
 
-_unwrap_help(app, processes.exporters, processes.executors, schemas.app)
+_unwrap_help(app, processes.exporters, processes.executors, evaluate.app, schemas.app)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from models.node.interference_fit import LEARNED, Bank, Judged, features, fresh,
 from models.node.interference_fit import without_slot as without
 from models.node.interference_pool import Alone
 from schemas.config import LimitsSpec
+from schemas.signals import INTERFERENCE_WINDOWS
 
 TOKENS_MIN, STEPS_MIN, COVERED_S_MIN = 60.0, 20.0, 4.0
 """A window that says less is not learned from or judged."""
@@ -350,4 +351,11 @@ def _by_pool(rows: list[dict[str, Any] | None], taken: list[Observed]) -> dict[s
     for row, item in zip(rows, taken, strict=True):
         if row is not None:
             pools.setdefault(item.pool, []).append(row)
-    return {pool: {name: [row[name] for row in found] for name in found[0]} for pool, found in pools.items()}
+    return {
+        pool: {name: _column(name, [row[name] for row in found]) for name in found[0]} for pool, found in pools.items()
+    }
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    """Measured columns as arrays, in which NaN is unknown."""
+    return np.array(values, float) if INTERFERENCE_WINDOWS.columns[name].type == "f64" else values

@@ -35,15 +35,17 @@ LEARNED = 60
 """Windows learned before anything is judged."""
 HIT = float(np.log(1.03))
 """Explained and observed slowdown must both be beyond this, in ln TPOT."""
-HIT_NOISE = 0.7
+HIT_NOISE = 0.5
 """... the observed one by so many standard deviations of a window more."""
 FREE = 0.02
 """Sum of pressures that counts as none."""
 R_PACE = 0.4
 LEVEL_PACE = 0.1
 DRIFT_PACE = 0.02
-DOUBT = 2.0
-"""Standard errors by which what a neighbour costs must differ from nothing."""
+DOUBT = 3.0
+"""Standard errors by which what a neighbour costs must differ from nothing to be believed."""
+LEAST = 2.0
+"""... and by which it is then taken to be less."""
 NUMBERS = (
     "shift",  # level that restarts and changes of level have moved ln TPOT by
     "silent",  # ... of this, by changes without a restart: since the last restart
@@ -379,7 +381,8 @@ class Bank:
         r, level = self.number("r"), self.number("level")
         r[at] += R_PACE * (y - own - r[at])
         level[at] += LEVEL_PACE * (e - level[at])
-        believed = np.maximum(0.0, theta[:, OWN:] - DOUBT * self.arrays["se"][at]) * u
+        se = self.arrays["se"][at]
+        believed = np.where(theta[:, OWN:] > DOUBT * se, theta[:, OWN:] - LEAST * se, 0.0) * u
         believed[~self._may_be_blamed(at)] = 0.0
         explained = believed.sum(axis=1)
         blame = self.slot("blame")
@@ -395,7 +398,8 @@ class Bank:
         leverage = ((cov * z[:, None, :]).sum(axis=2) * z).sum(axis=1) * s2 * wide
         judged.agreed[good] = agreed
         judged.severity[good] = np.maximum(0.0, (full + np.maximum(0.0, r[at])) / 2)
-        judged.sd[good] = np.sqrt(var_s + var_r) / 2
+        # two estimates that ought to say the same: what they differ by says how little either may be trusted
+        judged.sd[good] = np.sqrt(var_s + var_r + (full - r[at]) ** 2) / 2
         judged.own[good], judged.full[good] = own, full
         judged.spread[good] = np.sqrt(leverage + s2 * smoothed(LEVEL_PACE, rho))
         judged.learned[good] = ready

@@ -18,6 +18,8 @@ CAUSES = ("queueing", "prefill", "batch", "kv", "interference", "throttling", "c
 WINDOW_S = 10
 START_S = 600
 TAIL_S = 120
+MILD = {"queueing": 1.1, "prefill": 1.15, "batch": 1.15, "interference": 1.05, "throttling": 0.93}
+"""What else changes in half of the pools while a cause is there, of all replicas or of r0."""
 MISSING = {"iterations": 0.2, "itl": 0.25, "kv_capacity": 0.25, "times": 0.25, "clock": 0.2}
 """Signals and in what share of the pools they are null."""
 RULE_WINDOWS = 2
@@ -54,6 +56,8 @@ class World:
     injected: tuple[Injection, ...]
     missing: tuple[str, ...]
     """Signals that are null throughout."""
+    misled: bool
+    """Whether a little of every other cause (`MILD`) comes at the same time: not what breaks it."""
 
 
 @dataclass
@@ -95,6 +99,7 @@ def make(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> World:
         length_s=int(rng.integers(12, 24)) * 10,
         tail_s=tail_s,
         injected=(),
+        misled=bool(seed % 4 >= 2),
         missing=tuple(
             name
             for name, likely in MISSING.items()
@@ -220,7 +225,9 @@ class _Pool:
                 replica.now_s = at + 1.0
 
     def _strength(self, cause: str) -> float:
-        return self.now[cause].strength if cause in self.now else 1.0
+        if cause in self.now:
+            return self.now[cause].strength
+        return MILD.get(cause, 1.0) if self.now and self.world.misled else 1.0
 
     def _conditions(self, at: int) -> None:
         starting = self.now.get("cold_start")
@@ -243,7 +250,9 @@ class _Pool:
 
     def _on(self, cause: str, replica: int) -> float:
         one = self.now.get(cause)
-        return one.strength if one is not None and replica in one.replicas else 1.0
+        if one is not None:
+            return one.strength if replica in one.replicas else 1.0
+        return MILD[cause] if self.now and self.world.misled and replica == 0 else 1.0
 
     def _route(self) -> int:
         known = [i for i, ready in enumerate(self.ready) if ready]
