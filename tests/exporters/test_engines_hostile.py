@@ -16,10 +16,11 @@ import structlog
 
 from exporters.engines import EngineExporter, EngineOptions
 from exporters.exposition import PageError
-from exporters.fetch import SECRET_AGE_S, Credentials, Fetcher
+from exporters.fetch import SECRET_AGE_S, Credentials, Fetcher, tls
 from schemas.config import Deployment
 from schemas.errors import SettingsError
 from streams.settings import Settings
+from tests.exporters.certificates import Authority
 from tests.exporters.conftest import Producer, until
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -268,8 +269,6 @@ async def test_a_refused_credential_is_a_state_not_an_end(
 
 def test_tls_files_are_checked_at_once(tmp_path: Path) -> None:
     """A missing authority or a certificate without key is named before anything runs."""
-    from exporters.fetch import tls
-
     assert tls(None, None, None) is True
     with pytest.raises(SettingsError, match="cannot be used for TLS"):
         tls(tmp_path / "none.pem", None, None)
@@ -279,9 +278,8 @@ def test_tls_files_are_checked_at_once(tmp_path: Path) -> None:
 
 async def test_https_targets_are_verified(tmp_path: Path) -> None:
     """A certificate that the named authority signed is taken, any other is not."""
-    from tests.exporters.certificates import certificate
-
-    cert, key = certificate(tmp_path)
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("engine")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
     answer = said(http(GOOD, TEXT))
@@ -291,11 +289,9 @@ async def test_https_targets_are_verified(tmp_path: Path) -> None:
         await answer(reader, writer)
         writer.close()
 
-    from exporters.fetch import tls
-
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
-    async with Fetcher(5, 1000, Credentials("", None, None), tls(cert, None, None)) as fetcher:
+    async with Fetcher(5, 1000, Credentials("", None, None), tls(authority.file, None, None)) as fetcher:
         assert (await fetcher.page(url)).body == GOOD
     async with Fetcher(5, 1000, Credentials("", None, None), tls(None, None, None)) as fetcher:
         with pytest.raises(aiohttp.ClientError):

@@ -23,7 +23,7 @@ from exporters.targets_dns import DnsSource
 from exporters.targets_kubernetes import Access, KubernetesSource, from_kubeconfig, in_cluster
 from exporters.targets_prometheus import FileSource, HttpSource
 from schemas.errors import SettingsError
-from tests.exporters.certificates import certificate
+from tests.exporters.certificates import Authority
 
 GROUPS = [
     {"targets": ["10.0.0.1:8000", "10.0.0.2:8000"], "labels": {"pool": "chat", "node": "n1"}},
@@ -311,8 +311,9 @@ def _kubeconfig(tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any]) -
 
 def test_kubeconfig(tmp_path: Path) -> None:
     """Token, token file that rotates, client certificate, authority as file or data; the rest says what to do."""
-    cert, key = certificate(tmp_path)
-    data = base64.b64encode(cert.read_bytes()).decode()
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("client")
+    data = base64.b64encode(authority.file.read_bytes()).decode()
     token = tmp_path / "token"
     token.write_text("one\n")
     https = {"server": "https://k:6443/", "certificate-authority-data": data}
@@ -321,7 +322,7 @@ def test_kubeconfig(tmp_path: Path) -> None:
     assert access.headers()["Authorization"] == "Bearer one"
     token.write_text("two")
     assert access.headers()["Authorization"] == "Bearer two"
-    file = {"server": "https://k:6443", "certificate-authority": "cert.pem"}
+    file = {"server": "https://k:6443", "certificate-authority": authority.file.name}
     mutual = {"client-certificate": cert.name, "client-key": key.name}
     assert "Authorization" not in from_kubeconfig(_kubeconfig(tmp_path, file, mutual)).headers()
     for cluster, user, why in (
@@ -341,8 +342,7 @@ def test_in_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         in_cluster(tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    cert, _ = certificate(tmp_path)
-    cert.rename(tmp_path / "ca.crt")
+    Authority(tmp_path).file.rename(tmp_path / "ca.crt")
     (tmp_path / "token").write_text("t")
     access = in_cluster(tmp_path)
     assert access.server == "https://[fd00::1]:6443"
