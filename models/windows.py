@@ -51,7 +51,10 @@ def content_crc(data: Mapping[str, Any]) -> int:
     """CRC-32 of columns, whatever the metadata: whether a window has changed since it was last published."""
     crc = 0
     for name, values in data.items():
-        raw = values.tobytes() if isinstance(values, np.ndarray) else repr(values).encode()
+        if isinstance(values, np.ndarray):
+            raw = values.tobytes()
+        else:  # an array within is shown by its bytes: its repr leaves digits out
+            raw = repr([v.tobytes() if isinstance(v, np.ndarray) else v for v in values]).encode()
         crc = zlib.crc32(raw, zlib.crc32(name.encode(), crc))
     return crc
 

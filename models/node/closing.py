@@ -34,7 +34,7 @@ def joined(
     """Rows of replicas with what their GPUs did and how their latencies are distributed."""
     if not len(table.held.pool):
         return table
-    columns = _on_gpus(table, gpus, holdings, _sm_by_replica(processes))
+    columns: dict[str, Any] = {**_on_gpus(table, gpus, holdings, _sm_by_replica(processes))}
     own = np.where(table.held.last, table.held.replica, -1)
     columns |= histograms.columns(own, start_s, limits.sample_gap_s, limits.grace_node_s)
     known = {name: c for name, c in columns.items() if isinstance(c, list) or not np.isnan(c).all()}
@@ -57,22 +57,35 @@ def _on_gpus(
     """What a replica's GPUs did: means over them, its share of their power and energy, the longest throttling."""
     row_of = gpus.rows()
     size = len(table.held.pool)
-    out = {name: np.full(size, np.nan) for name in (*_MEANS, *_SHARED, "throttled_s")}
-    for row in range(size):
-        segment = int(table.held.segment[row])
-        codes = holdings.segment_gpus[segment] if segment >= 0 else []
-        on = [row_of[code] for code in codes if code in row_of]
-        if not on:
-            continue
+    pairs: list[tuple[int, int, float]] = []
+    for row, (segment, replica) in enumerate(
+        zip(table.held.segment.tolist(), table.held.replica.tolist(), strict=True)
+    ):
+        for code in holdings.segment_gpus[segment] if segment >= 0 else ():
+            if code in row_of:
+                share = _share(replica, gpus.uses.get(code, []), code, holdings, sm)
+                pairs.append((row, row_of[code], share))
+    if not pairs:
+        return {}
+    rows, on, shares = np.array(pairs).T
+    rows, on = rows.astype(np.int64), on.astype(np.int64)
+    out = {}
+    with np.errstate(invalid="ignore"):
         for name in _MEANS:
-            out[name][row] = _plain(gpus.columns[name][on], np.mean)
-        out["throttled_s"][row] = _plain(gpus.columns["throttled_s"][on], np.max)
-        replica = int(table.held.replica[row])
-        shares = np.array([_share(replica, gpus.uses.get(code, []), code, holdings, sm) for code in codes])
-        shares = shares[[code in row_of for code in codes]]
+            total, count = _added(rows, gpus.columns[name][on], size)
+            out[name] = total / count
         for name in _SHARED:
-            out[name][row] = _plain(gpus.columns[name][on] * shares, np.sum)
+            total, count = _added(rows, gpus.columns[name][on] * shares, size)
+            out[name] = np.where(count > 0, total, np.nan)
+    out["throttled_s"] = np.full(size, np.nan)
+    np.fmax.at(out["throttled_s"], rows, gpus.columns["throttled_s"][on])
     return out
+
+
+def _added(rows: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the known values by row, and how many are known."""
+    known = ~np.isnan(values)
+    return np.bincount(rows[known], values[known], size), np.bincount(rows[known], minlength=size)
 
 
 def _share(replica: int, uses: list[Use], gpu: int, holdings: Holdings, sm: dict[tuple[int, str], float]) -> float:
@@ -88,12 +101,6 @@ def _share(replica: int, uses: list[Use], gpu: int, holdings: Holdings, sm: dict
     if total > 0:  # not NaN
         return known[list(billed).index(replica)] / total if replica in billed else 0.0
     return billed.get(replica, 0.0)
-
-
-def _plain(values: np.ndarray, of: Any) -> float:
-    """Of the known ones; NaN where none is."""
-    known = values[~np.isnan(values)]
-    return float(of(known)) if len(known) else math.nan
 
 
 def observed(table: EngineTable, holdings: Holdings, near: list[list[Neighbour]]) -> list[Observed]:

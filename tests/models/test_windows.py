@@ -49,3 +49,6 @@ def test_content_crc_sees_content_alone() -> None:
     assert content_crc(data) != content_crc({**data, "b": ["x", "y"]})
     assert content_crc(data) != content_crc({**data, "a": np.array([1.0, 0.0])})
     assert content_crc({"a": [1]}) != content_crc({"b": [1]})
+    close, other = np.array([1.0, 1e-12]), np.array([1.0, 2e-12])
+    assert content_crc({"a": [close, None]}) != content_crc({"a": [other, None]})
+    assert content_crc({"a": [close, None]}) == content_crc({"a": [close.copy(), None]})
