@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from models.pool.findings import Found
+from models.pool.latency_bins import Bins
 from models.pool.latency_causes import (
     CAUSES,
     Parts,
@@ -52,6 +53,10 @@ FRESH_S = 60
 """A replica has just started for so long after it was last seen loading, or restarted."""
 
 
+_PARTS = ("usual", "steps", "norms", "bins")
+"""Attributes that are no plain values."""
+
+
 class Sight(NamedTuple):
     """What one window says, put together."""
 
@@ -70,6 +75,7 @@ class Latency:
     __slots__ = (
         "above",
         "apart",
+        "bins",
         "broken",
         "found",
         "fresh",
@@ -97,6 +103,8 @@ class Latency:
         """Cause -> [request seconds when it was greatest of late, its figures then]."""
         self.fresh: dict[str, int] = {}
         """Replica -> start of the window in which it last loaded or restarted, within `FRESH_S`."""
+        self.bins = Bins()
+        """What engines say of latencies where no gateway does."""
         self.broken: list[int] = []
         """Of the last windows, oldest first: 0 nothing broke, 1 a norm did, 2 a target."""
         self.quiet = 0
@@ -117,7 +125,8 @@ class Latency:
         self.usual.prior = prior(spec, rate_rps)
         self._refresh(start_s, windows)
         sight = self._see(start_s, windows, weights)
-        p99_s = {metric: p99_of(windows, start_s, i + 1) for i, metric in enumerate(METRICS)}
+        hists = windows.hists if windows.request_until else self.bins.held
+        p99_s = {metric: p99_of(hists, start_s, i + 1) for i, metric in enumerate(METRICS)}
         limits = {metric: limit_s(self.norms[metric], target_s(metric, spec)) for metric in METRICS}
         over = {
             metric: value / limits[metric]
@@ -298,22 +307,24 @@ class Latency:
 
     def state(self) -> dict[str, Any]:
         """As plain values."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("usual", "steps", "norms")}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in _PARTS}
         return {
             **plain,
             "usual": {name: norm.state() for name, norm in self.usual.norms.items()},
             "steps": self.steps.state(),
+            "bins": self.bins.held,
             "norms": {name: norm.state() for name, norm in self.norms.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """From `state`."""
         for name in self.__slots__:
-            if name not in ("usual", "steps", "norms"):
+            if name not in _PARTS:
                 setattr(self, name, state[name])
         for name, norm in self.usual.norms.items():
             norm.restore(state["usual"][name])
         self.steps.restore(state["steps"])
+        self.bins.held = state["bins"]
         for name, norm in self.norms.items():
             norm.restore(state["norms"][name])
 

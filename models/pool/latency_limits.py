@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from models.pool.latency_norms import Norm, ln
 from models.pool.windows import SIZE_S, Windows
@@ -55,11 +57,12 @@ def limit_s(norm: Norm, aim_s: float | None) -> float:
     return limit
 
 
-def p99_of(windows: Windows, start_s: int, column: int) -> float | None:
-    """Of the requests that ended in the window, and in those before until there are enough; None: too few."""
+def p99_of(hists: Mapping[int, dict[str, list[Any]]], start_s: int, column: int) -> float | None:
+    """Of the requests that ended in the window, and in those before until there are enough; None: too few. `hists`:
+    start -> source -> [version, pairs, pairs], `column`: which of them."""
     merged: list[int] = []
     for k in range(SPAN):
-        for entry in windows.hists.get(start_s - k * SIZE_S, {}).values():
+        for entry in hists.get(start_s - k * SIZE_S, {}).values():
             merged += entry[column]
         if k == 0 and not merged:
             return None  # nothing ended in it: it says nothing

@@ -43,6 +43,8 @@ class Seen(NamedTuple):
     load: Load
     held: float | None
     """ln of the KV use of one running request."""
+    arrived: float
+    """Requests that came to it in the window."""
     demand: float
     """Requests that came to it in the last `DEMAND_WINDOWS`: first tokens and the growth of its queue."""
     waiting: float
@@ -109,6 +111,8 @@ def seen(name: str, row: Row, before: list[Row], suspect: list[Any] | None) -> S
     usage, capacity = row[R["kv_usage_ratio_mean"]], row[R["kv_capacity_tokens"]]
     oldest = before[0] if before else row
     growth = (row[R["waiting_last"]] or 0.0) - (oldest[R["waiting_last"]] or 0.0)
+    latest = before[-1] if before else row
+    arrived = firsts + (row[R["waiting_last"]] or 0.0) - (latest[R["waiting_last"]] or 0.0)
     came = growth + sum(one[R["ttft_count"]] or 0.0 for one in [*before[1:], row])
     preempted = row[R["preemptions"]] or 0.0
     slowdown, apart, antagonist = _suspected(suspect)
@@ -124,6 +128,7 @@ def seen(name: str, row: Row, before: list[Row], suspect: list[Any] | None) -> S
         stall=ln(ratio(token_s, stepped_s)) if itl_s is not None or row[R["tpot_count"]] else None,
         load=Load(running, (usage or 0.0) * (1.0 if capacity is None else capacity), prefill),
         held=ln(held) if running >= 1 else None,
+        arrived=max(0.0, arrived),
         demand=max(0.0, came),
         waiting=row[R["waiting_mean"]] or 0.0,
         kv_full=1.0 if preempted > 0 else _ramp(row[R["kv_usage_ratio_max"]] or usage),
@@ -186,7 +191,7 @@ def whole(rows: Mapping[str, Row], replicas: list[Seen], arrivals: float) -> Who
     states = [row[STATE] for row in rows.values()]
     ready, loading = states.count("ready"), states.count("starting")
     firsts = sum(one.firsts for one in replicas)
-    arrived = arrivals if arrivals > 0 else firsts
+    arrived = arrivals if arrivals > 0 else sum(one.arrived for one in replicas)
     serving = [rows[one.name] for one in replicas]
     prompts = sum(max(0.0, (row[R["prompt_tokens"]] or 0.0) - (row[R["cached_tokens"]] or 0.0)) for row in serving)
     outputs = sum(row[R["generation_tokens"]] or 0.0 for row in serving)
