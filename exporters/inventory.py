@@ -127,7 +127,7 @@ class Holdings:
         for rule in self._rules:
             try:
                 owner = rule.owner(subject)
-            except ValidationError:
+            except ValueError:
                 self.failures["match"] += 1  # what it made of this process is no name
                 continue
             if owner is not None:

@@ -128,7 +128,14 @@ class Rule(Match):
             zip(_KNOWN, (subject.node, namespace, pod, container, subject.process), strict=True)
         )
         replica, pool, tenant = (
-            None if text is None else _NAMES.validate_python(Template(text).substitute(known | groups))
+            None if text is None else _name(Template(text).substitute(known | groups))
             for text in (self.replica or "$pod", self.pool, self.tenant)
         )
         return Owner(replica or "", pool or "", tenant, self.gpu_share)
+
+
+def _name(text: str) -> str:
+    name = _NAMES.validate_python(text)
+    if not name.isprintable():
+        raise ValueError(f"{name!r} is no name")
+    return name

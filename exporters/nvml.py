@@ -219,7 +219,7 @@ class NvmlExporter(Collector):
             found = self._occupants()
             if found["gpu"]:
                 records.append(self._record(PROCESS_SAMPLES, found))
-        for failures in (self.reader.failures, self.holdings.failures):
+        for failures in (self.reader.failures, self.holdings.failures, self.occupants.pods.failures):
             for name, count in failures.items():
                 self.edge.metrics.failed(name, count)
             failures.clear()

@@ -14,7 +14,8 @@ from exporters.pods import Holder, Pods
 from exporters.processes import Process, Processes
 from schemas.node import PROCESS_SAMPLES, GpuEntry
 
-ROWS_MAX = 4096
+ROWS_MAX = 1024
+"""A record of so many rows, with all their names, is small enough for its topic."""
 TEXT_MAX = 200
 _NUMBER = re.compile(r"(?:nvidia)?(\d{1,2})(?:/gi(\d{1,2}))?")
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
 
-from schemas.errors import SettingsError
-
 log = structlog.get_logger(__name__)
 
 METHOD = "/v1.PodResourcesLister/List"
-TIMEOUT_S = 5.0
+PERIOD_S, TIMEOUT_S = 10.0, 5.0
 BYTES_MAX = 16 * 1024 * 1024
-PODS_MAX = 4096
+PODS_MAX, HOLDERS_MAX = 16_384, 32_768
 RESOURCES = "nvidia.com/"
 """How names of extended resources begin that are GPUs, MIG instances or shares of one."""
 
@@ -43,16 +43,17 @@ class Pods:
         self.socket, self.logs = socket, logs
         self.holders: list[Holder] | None = None
         """As last said. None: nothing was said yet."""
-        self.failures = 0
+        self.failures: Counter[str] = Counter()
+        self._ask_at = 0.0
         self._asking: threading.Thread | None = None
         self._uids: dict[str, str] = {}
-        if socket is not None:
-            _grpc()
 
     def refresh(self) -> None:
-        """Begins to ask, unless the question before is still open. What comes is there at the next look."""
-        if self.socket is None or (self._asking is not None and self._asking.is_alive()):
+        """Begins to ask where that is due and the question before was answered: who comes is there at the next look."""
+        now = time.monotonic()
+        if self.socket is None or now < self._ask_at or (self._asking is not None and self._asking.is_alive()):
             return
+        self._ask_at = now + PERIOD_S
         self._asking = threading.Thread(target=self._ask, name="pods", daemon=True)
         self._asking.start()
 
@@ -73,84 +74,61 @@ class Pods:
             )
             self.logs = None
             return {}
-        parts = [entry.split("_") for entry in entries[: 4 * PODS_MAX]]
+        parts = [entry.split("_") for entry in entries[:PODS_MAX]]
         return {uid: f"{namespace}:{name}" for namespace, name, uid in (p for p in parts if len(p) == 3)}
 
     def _ask(self) -> None:
-        grpc = _grpc()
+        import grpc  # it and protobuf take 20 MB that only nodes of Kubernetes need
+
+        options = [("grpc.max_receive_message_length", BYTES_MAX), ("grpc.default_authority", "localhost")]
         try:
-            options = [("grpc.max_receive_message_length", BYTES_MAX), ("grpc.default_authority", "localhost")]
             with grpc.insecure_channel(f"unix://{self.socket}", options=options) as channel:
-                answer = channel.unary_unary(METHOD)(b"", timeout=TIMEOUT_S)
-            found = [one for one in holders(answer) if one.devices][: 8 * PODS_MAX]
-        except (grpc.RpcError, ValueError) as error:
-            self.failures += 1
-            reason = error.details() if hasattr(error, "details") else str(error)
-            log.warning("kubelet does not say which pods hold GPUs", socket=str(self.socket), error=reason)
-            return
-        self.holders = found
+                parse = messages()["ListPodResourcesResponse"].FromString
+                self.holders = _holders(
+                    channel.unary_unary(METHOD, response_deserializer=parse)(b"", timeout=TIMEOUT_S)
+                )
+        except grpc.RpcError as error:
+            self.failures["pods"] += 1
+            log.warning("kubelet does not say who holds GPUs", socket=str(self.socket), error=error.details())
 
 
-def _grpc() -> Any:
-    try:
-        import grpc
-    except ImportError:
-        raise SettingsError(
-            "the pod-resources socket needs gRPC: pip install 'fleetloop[kubernetes]', or set no socket"
-        ) from None
-    return grpc
+_MESSAGES = {
+    "ListPodResourcesResponse": {"pod_resources": (1, "PodResources")},
+    "PodResources": {"name": (1, ""), "namespace": (2, ""), "containers": (3, "ContainerResources")},
+    "ContainerResources": {"name": (1, ""), "devices": (2, "ContainerDevices")},
+    "ContainerDevices": {"resource_name": (1, ""), "device_ids": (2, "*")},
+}
+"""What we read of k8s.io/kubelet/pkg/apis/podresources/v1/api.proto: field -> number and message (text, `*`: texts)."""
 
 
-# -- the answer: protobuf, k8s.io/kubelet/pkg/apis/podresources/v1/api.proto -------------------------------------
+@cache
+def messages() -> dict[str, Any]:
+    """The classes of the answer's messages, by name."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="podresources/v1/api.proto", package="v1", syntax="proto3")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, (number, type) in fields.items():
+            one = message.field.add(name=field, number=number, label=kinds.LABEL_REPEATED, type=kinds.TYPE_MESSAGE)
+            if type in _MESSAGES:
+                one.type_name = f".v1.{type}"
+            else:
+                one.type = kinds.TYPE_STRING
+                one.label = kinds.LABEL_REPEATED if type else kinds.LABEL_OPTIONAL
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"v1.{name}")) for name in _MESSAGES}
 
 
-def holders(answer: bytes) -> Iterator[Holder]:
-    """Containers of a ListPodResourcesResponse with their NVIDIA devices. Raises ValueError for no such message."""
-    for pod in _nested(answer, 1):
-        name, namespace = _text(pod, 1), _text(pod, 2)
-        for container in _nested(pod, 3):
-            devices = [
-                id.decode()
-                for device in _nested(container, 2)
-                if _text(device, 1).startswith(RESOURCES)
-                for id in _nested(device, 2)
-            ]
-            yield Holder(f"{namespace}:{name}", _text(container, 1), tuple(devices))
-
-
-def _text(message: bytes, number: int) -> str:
-    return next((value.decode() for value in _nested(message, number)), "")
-
-
-def _nested(message: bytes, number: int) -> Iterator[bytes]:
-    """Values of a field of wire type 2 (text, message)."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == 2:
-            size, at = _varint(message, at)
-            if at + size > len(message):
-                raise ValueError("truncated")
-            if tag >> 3 == number:
-                yield message[at : at + size]
-            at += size
-        elif kind == 0:
-            _, at = _varint(message, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise ValueError("truncated")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number that does not end")
+def _holders(answer: Any) -> list[Holder]:
+    """Containers of a ListPodResourcesResponse that have NVIDIA devices."""
+    found = []
+    for pod in answer.pod_resources:
+        for container in pod.containers:
+            devices = [one for one in container.devices if one.resource_name.startswith(RESOURCES)]
+            ids = tuple(id for device in devices for id in device.device_ids)
+            if ids:
+                found.append(Holder(f"{pod.namespace}:{pod.name}", container.name, ids))
+    return found[:HOLDERS_MAX]
