@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from models.fold import BaseFold
 from models.pool import cost, deciding, evidence, scale, status, wrong
 from models.pool.context import Context, capacity_rps
+from models.pool.findings import Findings, Found
 from models.pool.forecast import forecast_rows
 from models.pool.naming import check_histograms, window_name
+from models.pool.nodes import NO_POOL, Nodes
 from models.pool.pool import Pool
 from models.pool.shadow_hold import FIRST_CHOICE_S, HISTORY, MEAN_TICKS, TICK_S
 from models.pool.windows import ARRIVAL_INPUT, ARRIVALS, ENDS, INPUT, OUTPUT, SIZE_S, R, Row
@@ -24,6 +26,7 @@ from schemas.config import ConfigObject, PoolSpec, PriceSpec
 from schemas.costs import CostWindow
 from schemas.decisions import Outcome, PoolStatus, Proposal, Verdict
 from schemas.errors import InvalidRecord
+from schemas.findings import FindingKind
 from schemas.log import LogRecord
 from schemas.signals import ENGINE_WINDOWS, GPU_WINDOWS, INTERFERENCE_WINDOWS, NODE_WINDOWS, REQUEST_WINDOWS, WindowName
 from schemas.topics import (
@@ -40,8 +43,8 @@ TICK_DELAY_S = 1
 """A tick is taken so long after its window ended: every source has then said what it saw up to the end."""
 LOOK_AT_S = 6
 """Second of a window at which its early rows are looked at for slow replicas."""
-NO_POOL = "-"
-"""Key under which GPUs come that serve no pool."""
+NODES_DELAY_S = 5
+"""Nodes are looked at so long after a window ended: it has closed, and come."""
 BILL_DELAY_S = 2
 """A window is billed so long after it closed: its sources' last words are then here."""
 BILLS_MAX = 500
@@ -56,12 +59,15 @@ class PoolFold(BaseFold):
     """All pools of one partition of pool.signals."""
 
     level: ClassVar[str] = "pool"
-    format: ClassVar[int] = 2
-    reads: ClassVar[tuple[int, ...]] = (2,)
+    format: ClassVar[int] = 3
+    reads: ClassVar[tuple[int, ...]] = (3,)
     BOUNDS: ClassVar[tuple[tuple[str, str, str], ...]] = (
         ("pools", "pools_max", "pools_overflow_total"),
         ("specs", "config_objects_max", "dead_overflow_total"),
         ("prices", "config_objects_max", "dead_overflow_total"),
+        ("nodes.rows", "nodes_max", "overflow_nodes_total"),
+        ("nodes.gpus", "nodes_max", "overflow_nodes_total"),
+        ("nodes.dropped", "nodes_max", "overflow_nodes_total"),
     )
     """Container, its setting and its overflow metric. Within a pool: windows.KEEP_MAX and TENANT_ROWS_MAX
     (windows_dropped_total, windows_too_old_total), findings.OPEN_MAX (findings_overflow_total), and rings of which the
@@ -74,6 +80,8 @@ class PoolFold(BaseFold):
         """pool -> (revision, policy); rebuilt from the configuration."""
         self.prices: dict[str, float] = {}
         """GPU type -> USD per GPU hour; rebuilt from the configuration."""
+        self.nodes = Nodes()
+        """Nodes, and GPUs that serve no pool."""
         self.handlers = {
             REQUEST_WINDOWS.type: self._requests,
             ENGINE_WINDOWS.type: self._engines,
@@ -110,9 +118,12 @@ class PoolFold(BaseFold):
     # -- records ---------------------------------------------------------------------------------------------
 
     def _named(self, batch: Batch, topic: str) -> tuple[Pool, WindowName] | None:
-        """The pool and the window of a batch; None for GPUs without a pool."""
-        name = window_name(batch, topic, self.log_ms / 1000, self.limits.future_s)
+        """The pool and the window of a batch; None for nodes, and GPUs without a pool."""
+        name = self._name(batch, topic)
         return None if name.pool == NO_POOL else (self._pool(name.pool), name)
+
+    def _name(self, batch: Batch, topic: str) -> WindowName:
+        return window_name(batch, topic, self.log_ms / 1000, self.limits.future_s)
 
     def _pool(self, name: str) -> Pool:
         pool = self.pools.get(name)
@@ -139,12 +150,18 @@ class PoolFold(BaseFold):
 
     def _engines(self, record: LogRecord, batch: Batch) -> None:
         found = self._named(batch, NODE_SAMPLES)
-        if found is not None:
-            self._taken(*found, found[0].windows.take_engines(found[1], batch))
+        if found is None:
+            return
+        pool, name = found
+        if name.closed and not pool.windows.request_until:
+            pool.latency.bins.take(name, batch)  # no gateway says how late answers are
+        self._taken(pool, name, pool.windows.take_engines(name, batch))
 
     def _gpus(self, record: LogRecord, batch: Batch) -> None:
         found = self._named(batch, NODE_SAMPLES)
-        if found is not None:
+        if found is None:
+            self.nodes.take_gpus(self._name(batch, NODE_SAMPLES), batch)
+        else:
             found[0].windows.take_gpus(found[1], batch)
 
     def _interference(self, record: LogRecord, batch: Batch) -> None:
@@ -153,8 +170,9 @@ class PoolFold(BaseFold):
             found[0].windows.take_interference(found[1], batch)
 
     def _nodes(self, record: LogRecord, batch: Batch) -> None:
-        """Nodes belong to no pool: what they have free is for people to see; only their name is checked."""
-        self._named(batch, NODE_SAMPLES)
+        """Nodes belong to no pool."""
+        name = self._name(batch, NODE_SAMPLES)
+        self.count("overflow_nodes_total", self.nodes.take_nodes(name, batch, self.limits.nodes_max))
 
     def _outcome(self, record: LogRecord, outcome: Outcome) -> None:
         pool = self._pool(outcome.pool)
@@ -184,10 +202,15 @@ class PoolFold(BaseFold):
                 self._ask(pool, context, deciding.heal(pool, context))
             if ticked:
                 self._decide(pool, context)
+            elif pool.windows.dead:  # said at once: what does not answer takes no requests
+                self._findings(pool.name, pool.findings, {"engine_dead": wrong.dead(pool, context)})
             if ticked or pool.status_due:
                 self._status(pool, context)
             if pool.tick_end_s // FORECAST_S != minute:
                 self._forecast(pool)
+        if (second - NODES_DELAY_S) // SIZE_S != (before - NODES_DELAY_S) // SIZE_S:
+            specs = [spec for _, spec in self.specs.values()]
+            self._findings(NO_POOL, self.nodes.findings, self.nodes.found(self.log_ms / 1000, specs, self.prices))
 
     def _decide(self, pool: Pool, context: Context) -> None:
         """What follows from a tick."""
@@ -201,7 +224,7 @@ class PoolFold(BaseFold):
         rate = None if context.spec is None else capacity_rps(pool, context.spec)
         # the window before: the one that has just ended is not closed yet, and only closed ones have histograms
         pool.latency.look(pool.tick_end_s - 3 * TICK_S, pool.windows, context.spec, rate, pool.orders.weights)
-        self._find(pool, context)
+        self._findings(pool.name, pool.findings, wrong.found(pool, context))
         verdicts, reverts = deciding.judge(pool, context)
         for verdict in verdicts:
             self._say(verdict)
@@ -301,13 +324,13 @@ class PoolFold(BaseFold):
 
     # -- what is said ----------------------------------------------------------------------------------------
 
-    def _find(self, pool: Pool, context: Context) -> None:
-        for kind, current in wrong.found(pool, context).items():
-            said, over = pool.findings.update(pool.name, kind, current, context.now_s, self.offset)
+    def _findings(self, name: str, findings: Findings, current: dict[FindingKind, dict[str, Found]]) -> None:
+        for kind, found in current.items():
+            said, over = findings.update(name, kind, found, self.log_ms / 1000, self.offset)
             self.count("findings_overflow_total", over)
             for finding in said:
-                name = f"{pool.name}/{kind}/{finding.subject}"
-                self.emit_record(FINDINGS, name, f"finding/{name}@{self.offset}", finding)
+                id = f"{name}/{kind}/{finding.subject}"
+                self.emit_record(FINDINGS, id, f"finding/{id}@{self.offset}", finding)
 
     def _ask(self, pool: Pool, context: Context, proposal: Proposal | None) -> None:
         if proposal is not None:
@@ -369,7 +392,7 @@ class PoolFold(BaseFold):
 
     def state(self) -> dict[str, Any]:
         """See BaseFold."""
-        return {"pools": [pool.state() for pool in self.pools.values()]}
+        return {"pools": [pool.state() for pool in self.pools.values()], "nodes": self.nodes.state()}
 
     def restore(self, state: dict[str, Any], version: int) -> None:
         """See BaseFold."""
@@ -378,6 +401,7 @@ class PoolFold(BaseFold):
             item = ConfigObject.model_validate(plain)
             self.on_config(item, None if item.deleted else item.typed())
         self.pools = {plain["name"]: Pool.of(plain) for plain in state["pools"]}
+        self.nodes.restore(state["nodes"])
 
     def metrics(self) -> dict[str, float]:
         """See BaseFold."""

@@ -99,7 +99,7 @@ class Pool:
             "series": series,
             "mix": self.mix.state(),
             "totals": self.totals.buckets,
-            "findings": self.findings.open,
+            "findings": self.findings.state(),
             "asking": self.asking.levels,
             "forecast": self.forecast.state(),
             "health": self.health.state(),
@@ -121,7 +121,7 @@ class Pool:
         pool.series.winners = [_setting(winner) for winner in pool.series.winners]
         pool.mix.restore(state["mix"])
         pool.totals.buckets = state["totals"]
-        pool.findings.open = state["findings"]
+        pool.findings.restore(state["findings"])
         pool.asking.levels = state["asking"]
         pool.forecast.restore(state["forecast"])
         pool.health.restore(state["health"])

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from models.pool.gpus import faults
 from schemas.columns import Batch
 from schemas.errors import InvalidRecord
 from schemas.signals import WindowName
@@ -74,15 +77,17 @@ REPLICA = (
     "prefill_count",
     "sm_clock_ratio_mean",
     "throttled_s",
+    "answers",
 )
 R = {name: i for i, name in enumerate(REPLICA)}
 STATE, GPU_TYPE, NODE = len(REPLICA), len(REPLICA) + 1, len(REPLICA) + 2
 Row = list[Any]
 """One replica in one window: the numbers of `REPLICA` (None = unknown), then state, GPU type, node."""
-SUSPECT = ("victim", "slowdown", "slowdown_low", "unexplained")
+SUSPECT = ("victim", "slowdown", "slowdown_low", "slowdown_high", "unexplained", "pressure", "graded")
 S = {name: i for i, name in enumerate(SUSPECT)}
-ANTAGONIST = len(SUSPECT)
-"""What level 1 says of a replica that may suffer: the numbers of `SUSPECT` (None = unknown), then by whom."""
+ANTAGONIST, ANTAGONIST_POOL = len(SUSPECT), len(SUSPECT) + 1
+"""What level 1 says of a replica that may suffer: the numbers of `SUSPECT` (None = unknown), then by whom, of which
+pool."""
 
 
 class Window:
@@ -133,7 +138,8 @@ class Windows:
     """All windows of one pool that can still change, and the newest in detail."""
 
     __slots__ = (
-        "by_start", "engine_until", "first_engine_s", "floor_s", "gpus", "hists", "request_until", "rows", "suspects",
+        "by_start", "dead", "engine_until", "first_engine_s", "floor_s", "gpus", "hists", "request_until", "rows",
+        "suspects", "unjoined",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -143,9 +149,13 @@ class Windows:
         self.hists: dict[int, dict[str, list[Any]]] = {}
         """start -> source -> [version, TTFT pairs, TPOT pairs], of closed windows."""
         self.gpus: dict[int, dict[str, list[Any]]] = {}
-        """start -> source -> [version, sum of util x covered s, covered s, lost GPUs, GPUs]."""
+        """start -> source -> [version, sum of util x covered s, covered s, what is wrong (gpus.faults), GPUs]."""
         self.suspects: dict[int, dict[str, list[Any]]] = {}
-        """start -> source -> [version, replica -> numbers of `SUSPECT`, then its antagonist]."""
+        """start -> source -> [version, replica -> numbers of `SUSPECT`, then its antagonist and that one's pool]."""
+        self.dead: dict[str, list[str]] = {}
+        """source -> replicas whose engine does not answer, by its latest word."""
+        self.unjoined: dict[str, list[float]] = {}
+        """source -> [log time, ends in the window] where only the reporter that does not count was heard of."""
         self.request_until: dict[str, float] = {}
         """source -> log time up to which it has been heard, Unix s."""
         self.engine_until: dict[str, float] = {}
@@ -163,7 +173,13 @@ class Windows:
         return found
 
     def take_requests(self, name: WindowName, batch: Batch) -> bool:
-        """Rows per (tenant, class) of one source. False: nothing newer than what is known, or too old."""
+        """Rows per (model, tenant, class, priority) of one source, added up: each request is in one of them. False:
+        nothing newer than what is known, too old, or nothing that counts."""
+        counted = (batch.numbers["arrivals"] + batch.numbers["ends"]).any()
+        unjoined = float(np.nansum(batch.numbers["unjoined"]))
+        if unjoined and not counted:  # no word of those whose word counts is no word that there was nothing
+            self.unjoined[name.source] = [name.until_s, unjoined]
+            return False
         self.request_until[name.source] = max(name.until_s, self.request_until.get(name.source, 0.0))
         window = self.window(name.start_s)
         if window is None or _known(window.requests, name):
@@ -212,6 +228,9 @@ class Windows:
             used[1] += gpu_s * min(1.0, row[R["running_mean"]] or 0.0)
         window.engines[name.source] = [name.version, usage]
         window.dirty = True
+        dead = [replica for replica, row in rows.items() if row[R["answers"]] == 0]
+        if dead or name.source in self.dead:
+            self.dead[name.source] = dead
         _put(self.rows, name, [rows])
         return True
 
@@ -219,20 +238,14 @@ class Windows:
         """Rows per GPU of one source."""
         util, covered = batch.numbers["util_gpu_pct_mean"], batch.numbers["covered_s"]
         known = util == util  # not NaN
-        lost = [
-            f"{node}:{int(gpu)}"
-            for node, gpu, status in zip(
-                batch.text("node"), batch.numbers["gpu"].tolist(), batch.text("status"), strict=True
-            )
-            if status == "lost"
-        ]
         weighted = float((util[known] * covered[known]).sum())
-        _put(self.gpus, name, [weighted, float(covered[known].sum()), lost, batch.rows])
+        _put(self.gpus, name, [weighted, float(covered[known].sum()), faults(batch), batch.rows])
 
     def take_interference(self, name: WindowName, batch: Batch) -> None:
         """Rows per replica of one source."""
         columns = [_optional(batch.numbers[column].tolist()) for column in SUSPECT]
-        rows = [list(row) for row in zip(*columns, batch.text("antagonist"), strict=True)]
+        whose = (batch.text("antagonist"), batch.text("antagonist_pool"))
+        rows = [list(row) for row in zip(*columns, *whose, strict=True)]
         _put(self.suspects, name, [dict(zip(batch.text("replica"), rows, strict=True))])
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -399,7 +412,9 @@ def joined(a: Row, b: Row) -> Row:
     gpu_s = sum(x[R["gpus"]] * x[R["allocated_s"]] for x in (a, b))
     row[R["gpus"]] = gpus
     row[R["allocated_s"]] = gpu_s / gpus if gpus > 0 else max(a[R["allocated_s"]], b[R["allocated_s"]])
-    for name, worst in (("billed", max), ("loading_s", max), ("throttled_s", max), ("sm_clock_ratio_mean", min)):
+    for name, worst in (
+        ("billed", max), ("loading_s", max), ("throttled_s", max), ("sm_clock_ratio_mean", min), ("answers", min),
+    ):  # fmt: skip
         row[R[name]] = worst((x[R[name]] for x in (a, b) if x[R[name]] is not None), default=None)
     if first[STATE] == "unknown":
         row[STATE] = other[STATE]

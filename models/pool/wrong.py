@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from models.pool import health, status
+from models.pool import gpus, health, status, waste
 from models.pool.context import Context
 from models.pool.findings import Found
 from models.pool.pool import Pool
-from models.pool.windows import STATE, R
+from models.pool.windows import NODE, STATE, R, Row, S
 from schemas.findings import FindingKind
 
 JUDGED_MIN = 50.0
 """Requests that an attainment must rest on."""
-COLLAPSED = 0.5
-"""Requests wait although batches are below this share of the largest seen."""
+NOT_SERVING = ("starting", "asleep", "failed")
+"""States in which an engine need not answer."""
+NO_NODE = "-"
+"""Node of a target of which nobody has said where it runs."""
+APART_OF = 3
+"""Slowness of unknown cause is told when so many of the newest windows have it."""
 
 
 def found(pool: Pool, context: Context) -> dict[FindingKind, dict[str, Found]]:
@@ -25,9 +29,13 @@ def found(pool: Pool, context: Context) -> dict[FindingKind, dict[str, Found]]:
         "latency": pool.latency.current(pool.name),
         "slow_replica": _slow(pool, context),
         "replica_failed": _failed(pool, context),
-        "idle_allocated": _idle(pool, context),
-        "batching_collapse": _collapse(pool, context),
-        "gpu_lost": _lost(pool),
+        "engine_dead": dead(pool, context),
+        "node_unknown": _unknown(pool, context),
+        "interference": waste.interference(pool, context),
+        "idle_allocated": waste.idle(pool, context),
+        "batching_collapse": waste.collapse(pool, context),
+        "spread_collapse": waste.spread(pool, context),
+        **_gpus(pool, context),
         "frozen": _frozen(pool, context),
     }
 
@@ -45,8 +53,23 @@ def _prices(pool: Pool) -> dict[str, Found]:
     }
 
 
+def _gpus(pool: Pool, context: Context) -> dict[FindingKind, dict[str, Found]]:
+    windows = pool.windows.gpus
+    newest = windows[max(windows)].values() if windows else ()
+    fallback = "" if context.spec is None else context.spec.gpu_type
+    return gpus.found([entry[3] for entry in newest], context.prices, fallback, served=True)
+
+
 def _stale(pool: Pool, context: Context) -> dict[str, Found]:
     stale = context.stale(pool)
+    unheard = sum(
+        ends for until_s, ends in pool.windows.unjoined.values() if context.now_s - until_s <= context.fresh_s
+    )
+    if stale is not None and unheard and context.spec is not None:
+        reporter = context.spec.reporter
+        other = "engine" if reporter == "gateway" else "gateway"
+        text = f"{stale[0]}; only the {other} reports its requests, while the policy takes the word of the {reporter}"
+        return {pool.name: Found(f"{text}: apply `reporter: {other}`, or send what the {reporter} sees", stale[1])}
     if not pool.windows.request_until and context.now_s - pool.first_s <= context.fresh_s:
         return {}  # it has only just appeared
     return {} if stale is None else {pool.name: Found(stale[0], stale[1])}
@@ -76,7 +99,24 @@ def _slow(pool: Pool, context: Context) -> dict[str, Found]:
             text += "; not rerouted around: no more than a third of a pool is"
         lost = None if usd is None else usd * max(0.0, 1 - 1 / max(factor, 1e-9))
         held[name] = Found(text, factor, lost, {"weight": weight})
-    return held
+    return {**_apart(pool, rows, usd), **held}
+
+
+def _apart(pool: Pool, rows: dict[str, Row], usd: float | None) -> dict[str, Found]:
+    """Replicas that share a GPU and are slower than their load and their neighbours explain."""
+    seen: dict[str, list[float]] = {}
+    for start in sorted(pool.windows.suspects)[-2 * APART_OF :]:
+        for name, suspect in pool.windows.suspects_of(start).items():
+            if suspect[S["unexplained"]] is not None and not suspect[S["victim"]]:
+                seen.setdefault(name, []).append(suspect[S["unexplained"]])
+    found = {}
+    for name, factors in seen.items():
+        if len(factors) < APART_OF or name not in rows:
+            continue
+        factor = factors[-1]
+        text = f"{name} takes {factor:.2f} x the time per token that its load explains; no neighbour explains it"
+        found[name] = Found(text, factor, None if usd is None else usd * max(0.0, 1 - 1 / max(factor, 1e-9)))
+    return found
 
 
 def _failed(pool: Pool, context: Context) -> dict[str, Found]:
@@ -87,45 +127,34 @@ def _failed(pool: Pool, context: Context) -> dict[str, Found]:
     }
 
 
-def _idle(pool: Pool, context: Context) -> dict[str, Found]:
-    names = pool.health.idle_replicas()
-    if not names:
-        return {}
-    usd = context.usd_per_replica_hour()
-    text = f"{len(names)} of {len(pool.health.idle)} replicas had nothing to do for a minute: {', '.join(names[:10])}"
-    return {pool.name: Found(text, float(len(names)), None if usd is None else usd * len(names))}
+def dead(pool: Pool, context: Context) -> dict[str, Found]:
+    """Replicas whose engine does not answer although it should."""
+    rows, found = context.rows(pool), {}
+    for name in [name for names in pool.windows.dead.values() for name in names]:
+        row = rows.get(name)
+        if row is None or row[STATE] in NOT_SERVING or row[R["answers"]] != 0:
+            continue
+        last_s = row[R["last_at_s"]]
+        since = "since it was first asked" if last_s is None else f"for {max(0.0, context.now_s - last_s):.0f} s"
+        text = f"the engine of {name} on {row[NODE]} has not answered {since}: it takes no requests that we know of"
+        found[name] = Found(text, 1.0, waste.replica_usd(row, context), {"last_answer_s": last_s})
+    return found
 
 
-def _collapse(pool: Pool, context: Context) -> dict[str, Found]:
-    rows = [row for row in context.rows(pool).values() if row[STATE] == "ready"]
-    known = [row for row in rows if row[R["running_mean"]] is not None and row[R["waiting_mean"]] is not None]
-    if not known or pool.health.peak <= 0:
-        return {}
-    running = sum(row[R["running_mean"]] for row in known) / len(known)
-    waiting = sum(row[R["waiting_mean"]] for row in known) / len(known)
-    if waiting < 1.0 or running >= COLLAPSED * pool.health.peak:
-        return {}
-    kv = [row[R["kv_usage_ratio_mean"]] for row in known if row[R["kv_usage_ratio_mean"]] is not None]
-    mean_kv = sum(kv) / len(kv) if kv else None
-    cause = "KV usage is not known"
-    if mean_kv is not None:
-        bound = "KV-bound" if mean_kv > 0.85 else "bound by prefill or admission"
-        cause = f"KV cache {100 * mean_kv:.0f} % full, so {bound}"
-    text = (
-        f"{waiting:.1f} requests wait per replica while {running:.1f} run; "
-        f"it has run {pool.health.peak:.0f} together ({cause})"
-    )
-    usd = context.usd_per_replica_hour()
-    share = 1 - running / pool.health.peak
-    return {pool.name: Found(text, share, None if usd is None else usd * len(known) * share)}
-
-
-def _lost(pool: Pool) -> dict[str, Found]:
-    windows = pool.windows.gpus
-    if not windows:
-        return {}
-    lost = [gpu for entry in windows[max(windows)].values() for gpu in entry[3]]
-    return {gpu: Found(f"GPU {gpu} no longer answers", 1.0) for gpu in lost}
+def _unknown(pool: Pool, context: Context) -> dict[str, Found]:
+    found = {}
+    for name, row in context.rows(pool).items():
+        if row[NODE] == NO_NODE:
+            text = (
+                f"{name} answers, but on which node it runs nobody has said: its GPUs and their cost are not known; "
+                "run `fleetloop export nvml` on its node, or name the node where it is scraped"
+            )
+        elif row[STATE] == "unknown":
+            text = f"of {row[NODE]}, where {name} runs, no inventory comes: is `fleetloop export nvml` running there?"
+        else:
+            continue
+        found[name] = Found(text, 1.0)
+    return found
 
 
 def _frozen(pool: Pool, context: Context) -> dict[str, Found]:

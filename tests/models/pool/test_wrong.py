@@ -53,12 +53,12 @@ def found(
 @pytest.mark.parametrize(
     ("engine", "request_row", "more", "kind", "usd_per_hour"),
     [
-        ({"running_mean": 0.0, "waiting_mean": 0.0}, {}, {}, "idle_allocated", 28.8),
+        ({"running_mean": 0.0, "waiting_mean": 0.0}, {}, {}, "idle_allocated", 14.4),
         ({}, {"slo_good": 20}, {}, "slo_at_risk", None),
         ({"state": "failed"}, {}, {}, "replica_failed", 14.4),
         ({"running_mean": 5.0, "waiting_mean": 9.0, "kv_usage_ratio_mean": 0.97}, {}, {}, "batching_collapse", 25.2),
         ({}, {}, {"priced": False}, "price_unknown", None),
-        ({}, {}, {"lost": 1}, "gpu_lost", None),
+        ({}, {}, {"lost": 1}, "gpu_lost", 3.6),
     ],
 )
 def test_each_kind(
