@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from zlib import crc32
@@ -29,7 +30,7 @@ from exporters.engine_options import EngineOptions
 from exporters.engine_slot import Slot
 from exporters.exposition import PageError, lines_of
 from exporters.fetch import Credentials, Fetcher, tls
-from exporters.layout import Limits
+from exporters.layout import Layout, Limits
 from exporters.pages import PageReader
 from exporters.planned import Read, one_a_model
 from exporters.targets import Target
@@ -46,6 +47,8 @@ UNKNOWN_NODE = "-"
 """Key of rows whose node nobody knows; their pool is in a column."""
 AT_ONCE = 16
 """So many targets of a node are asked at the same moment, so that their rows share a batch."""
+LONG_LINES = 2000
+"""A page with more takes long to learn, 40 ms and more; those of engines have 100 to 1,200."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 METRICS = {
@@ -80,7 +83,8 @@ class EngineExporter(Collector):
         )
         self.slots: dict[str, Slot] = {}
         self.layouts = 0
-        self._learners = ThreadPoolExecutor(1, "layouts")  # one: pages that must be learned wait for each other alone
+        # What takes long waits for its like alone: for an event loop's tick, a page of few lines, one of many.
+        self._learners = ThreadPoolExecutor(1, "layouts"), ThreadPoolExecutor(1, "long-layouts")
         self._crash: asyncio.Future[None] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -95,7 +99,8 @@ class EngineExporter(Collector):
             for one in (*others, self._crash):
                 if one.done() and not one.cancelled():
                     one.result()  # our bugs end the process
-        self._learners.shutdown(cancel_futures=True)
+        for learners in self._learners:
+            learners.shutdown(cancel_futures=True)
 
     async def _end(self, others: list[asyncio.Task[Any]]) -> None:
         for slot in self.slots.values():
@@ -177,10 +182,13 @@ class EngineExporter(Collector):
             page = await self.fetcher.page(slot.target.url)
             at_s = self.edge.at_s()
             lines = lines_of(page.body)
-            reads = slot.reader.quick(lines, histograms, began)
+            reads = slot.reader.quick(lines, histograms)
             if reads is None:
                 work = slot.reader.slow, lines, page.openmetrics, histograms, began
-                reads = await asyncio.get_running_loop().run_in_executor(self._learners, *work)
+                reads = await self._learner(lines, *work)
+            elif (layout := slot.reader.to_verify(began)) is not None:
+                asking = self._learner(lines, layout.agrees, lines, page.openmetrics)
+                asking.add_done_callback(partial(_verified, slot.reader, layout))
         except (aiohttp.ClientError, OSError, TimeoutError, PageError, SettingsError) as error:
             self._failed(slot, error)
             return
@@ -194,6 +202,10 @@ class EngineExporter(Collector):
         self._count(slot.reader.counts)
         self._take(slot, reads, at_s)
         slot.since_s = at_s
+
+    def _learner(self, lines: list[bytes], *work: Any) -> asyncio.Future[Any]:
+        learners = self._learners[len(lines) > LONG_LINES]
+        return asyncio.get_running_loop().run_in_executor(learners, *work)
 
     def _failed(self, slot: Slot, error: Exception) -> None:
         match error:
@@ -278,6 +290,11 @@ class EngineExporter(Collector):
         counter = CounterMetricFamily(name, METRICS[name], labels=["exporter"])
         counter.add_metric([self.edge.name], self.layouts)
         yield counter
+
+
+def _verified(reader: PageReader, layout: Layout, asked: asyncio.Future[bool]) -> None:
+    if not asked.cancelled():
+        reader.verified(layout, asked.result())
 
 
 def _replica(name: str, key: str) -> str:

@@ -36,53 +36,50 @@ class PageReader:
         self._learn_at = 0.0
         self._refusal: PageError | None = None
 
-    def quick(self, lines: Sequence[bytes], histograms: bool, now: float) -> list[Read] | None:
-        """The rows of a page that has the known layout, in about 0.1 ms; None: call `slow`, off the event loop.
-
-        `now`: a monotonic time in s.
-        """
-        return None if now >= self._verify_at else self._rows(lines, histograms)
+    def quick(self, lines: Sequence[bytes], histograms: bool) -> list[Read] | None:
+        """The rows of a page that has the known layout, in about 0.1 ms; None: call `slow`, off the event loop."""
+        return self._rows(lines, histograms)
 
     def slow(self, lines: Sequence[bytes], openmetrics: bool, histograms: bool, now: float) -> list[Read]:
-        """The rows of any page: verifies and learns as is needed. Raises PageError."""
-        began = time.thread_time()
-        try:
-            rows = self._verified(lines, openmetrics, histograms, now)
-            return self._learned(lines, openmetrics, histograms, now) if rows is None else rows
-        finally:
-            self._learn_at = max(self._learn_at, now + (time.thread_time() - began) / LEARN_SHARE)
-
-    def _verified(self, lines: Sequence[bytes], openmetrics: bool, histograms: bool, now: float) -> list[Read] | None:
-        if self.layout is None or now < self._verify_at:
-            return None
-        rows = self._rows(lines, histograms)
-        if rows is None:
-            return None
-        self._verify_at = now + self.verify_s
-        if self.layout.agrees(lines, openmetrics):
-            return rows
-        self.counts["layout_differs"] += 1
-        self.layout = None
-        return None
-
-    def _learned(self, lines: Sequence[bytes], openmetrics: bool, histograms: bool, now: float) -> list[Read]:
+        """The rows of a page whose layout must be learned. `now`: a monotonic time in s. Raises PageError."""
         if now < self._learn_at:
             raise self._refusal or PageError("unsteady", "its series change at every scrape")
-        for _ in range(2):  # the second time where the start has changed: names are chosen anew
-            try:
-                self.layout = learn(lines, openmetrics, self._chosen, self.engine, self.limits)
-            except PageError as error:
-                self._refusal, self.layout = error, None
-                raise
-            self._refusal = None
-            self.counts["layout_learned"] += 1
-            self.counts["lines"] += self.layout.bad_lines
-            if self._phase is not None:
-                self._verify_at, self._phase = now + self._phase * self.verify_s, None
-            rows = self._rows(lines, histograms)
-            if rows is not None:
-                return rows
-        raise PageError("unsteady", "it cannot be read twice alike")
+        began = time.thread_time()
+        try:
+            for _ in range(2):  # the second time where the start has changed: names are chosen anew
+                self._learn(lines, openmetrics, now)
+                rows = self._rows(lines, histograms)
+                if rows is not None:
+                    return rows
+            raise PageError("unsteady", "it cannot be read twice alike")
+        finally:
+            self._learn_at = now + (time.thread_time() - began) / LEARN_SHARE
+
+    def _learn(self, lines: Sequence[bytes], openmetrics: bool, now: float) -> None:
+        try:
+            self.layout = learn(lines, openmetrics, self._chosen, self.engine, self.limits)
+        except PageError as error:
+            self._refusal, self.layout = error, None
+            raise
+        self._refusal = None
+        self.counts["layout_learned"] += 1
+        self.counts["lines"] += self.layout.bad_lines
+        if self._phase is not None:
+            self._verify_at, self._phase = now + self._phase * self.verify_s, None
+
+    def to_verify(self, now: float) -> Layout | None:
+        """The layout, where it is time to ask it, off the event loop, whether it `agrees` with the parser."""
+        if now < self._verify_at:
+            return None
+        self._verify_at = now + self.verify_s
+        return self.layout
+
+    def verified(self, layout: Layout, agrees: bool) -> None:
+        """Takes the answer: a layout that differs is counted and learned anew."""
+        if not agrees:
+            self.counts["layout_differs"] += 1
+            if self.layout is layout:
+                self.layout = None
 
     def _rows(self, lines: Sequence[bytes], histograms: bool) -> list[Read] | None:
         layout = self.layout

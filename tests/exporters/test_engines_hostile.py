@@ -154,7 +154,7 @@ async def test_costs_its_own_slot(
         targets=[f"bad={server.url}", f"good={neighbour.url}"],
         period_s=0.1,
         timeout_s=0.5,
-        dead_after_s=0.2,
+        dead_after_s=0.6,
         bytes_max=2_000_000,
     )
     exporter = EngineExporter(settings, deployment, options)

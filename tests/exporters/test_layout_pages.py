@@ -25,9 +25,11 @@ def _page(running: float = 1, start: float = 100, more: str = "") -> list[bytes]
 
 
 def _read(reader: PageReader, lines: list[bytes], now: float = 1.0) -> dict[str, float | None]:
-    rows = reader.quick(lines, False, now)
+    rows = reader.quick(lines, False)
     if rows is None:
         rows = reader.slow(lines, False, False, now)
+    elif (layout := reader.to_verify(now)) is not None:
+        reader.verified(layout, layout.agrees(lines, False))
     (row,) = rows
     return row.values
 
@@ -47,10 +49,8 @@ def test_the_parser_is_asked_every_so_often() -> None:
     """First after its phase of the period, then each period; where it agrees nothing is learned again."""
     reader = PageReader(verify_s=60, phase=0.5)
     _read(reader, _page(), 0.0)
-    asked = [now for now in range(1, 200) if reader.quick(_page(), False, now) is None and _read(reader, _page(), now)]
+    asked = [now for now in range(1, 200) if reader.to_verify(now) is not None]
     assert asked == [30, 90, 150]
-    assert reader.counts["layout_learned"] == 1
-    assert reader.counts["layout_differs"] == 0
 
 
 def test_a_difference_is_counted_and_learned() -> None:
@@ -59,8 +59,23 @@ def test_a_difference_is_counted_and_learned() -> None:
     _read(reader, _page(more="other 1\n"), 0.0)
     changed = _page(more='vllm:num_requests_waiting{engine="0"} 7\n')
     assert "waiting" not in _read(reader, changed, 59.0)
-    assert _read(reader, changed, 60.0)["waiting"] == 7
+    assert "waiting" not in _read(reader, changed, 60.0)
+    assert _read(reader, changed, 61.0)["waiting"] == 7
     assert reader.counts["layout_differs"] == 1
+    _read(reader, changed, 200.0)
+    assert (reader.counts["layout_differs"], reader.counts["layout_learned"]) == (1, 2)
+
+
+def test_an_answer_about_a_layout_that_is_gone_changes_nothing() -> None:
+    """It was asked about the page before."""
+    reader = PageReader(phase=0.0)
+    _read(reader, _page(), 0.0)
+    before = reader.to_verify(1.0)
+    assert before is not None
+    _read(reader, _page(more="other 1\n"), 2.0)
+    after = reader.layout
+    reader.verified(before, False)
+    assert reader.layout is after
 
 
 def test_a_restart_forgets_the_names() -> None:
@@ -120,7 +135,9 @@ def test_a_recorded_run_reads_as_page_by_page(data_dir: Path, run: str) -> None:
     for count, body in enumerate(_scrapes(data_dir / "engine-metrics" / run), 1):
         lines = lines_of(body)
         now = count * 10.0
-        rows = reader.quick(lines, True, now) or reader.slow(lines, False, True, now)
+        rows = reader.quick(lines, True) or reader.slow(lines, False, True, now)
+        if (layout := reader.to_verify(now)) is not None:
+            reader.verified(layout, layout.agrees(lines, False))
         if count % 10 == 0:
             fresh = PageReader().slow(lines, False, True, 0.0)
             assert [(row.values, row.bins) for row in rows] == [(row.values, row.bins) for row in fresh]
