@@ -72,7 +72,7 @@ def interference(
             observation=observation.value,
             alone=not never_alone,
         )
-        numbers = _seeds(seeds)
+        numbers = seeds_of(seeds)
         found = generators.evaluate(numbers, setting, days, err.print)
         said = {**found, "seeds": numbers, "settings": vars(setting)}
         emit(said, as_json, lambda: _show(found))
@@ -103,11 +103,12 @@ def _confounders(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(text.split(","))
     wrong = [name for name in names if name not in known]
     if wrong:
-        raise InvalidInput(f"--confounders: {wrong[0]!r} is none: give none, all, or some of {', '.join(known)}")
+        raise InvalidInput("--confounders", wrong[0], f"give none, all, or some of {', '.join(known)}")
     return names
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """FIRST-LAST or a list. Raises InvalidInput for anything else."""
     span = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)
     if span:
         found = list(range(int(span[1]), min(int(span[2]) + 1, int(span[1]) + SEEDS_MAX + 1)))
@@ -116,14 +117,14 @@ def _seeds(text: str) -> list[int]:
     else:
         found = []
     if not 0 < len(found) <= SEEDS_MAX:
-        raise InvalidInput(f"--seeds: {text!r} is not FIRST-LAST or a list of 1 to {SEEDS_MAX} whole numbers")
+        raise InvalidInput("--seeds", text, f"give FIRST-LAST or a list of 1 to {SEEDS_MAX} whole numbers")
     return found
 
 
 def _real(generators: Any, slowdown: float, as_json: bool) -> int:
     folder = os.environ.get("FLEETLOOP_DATA", "")
     if not folder or not Path(folder).is_dir():
-        raise InvalidInput("FLEETLOOP_DATA must name the folder with the recorded runs for --real")
+        raise InvalidInput("FLEETLOOP_DATA", folder, "name the folder with the recorded runs")
     found = generators.real(Path(folder), slowdown, range(100, 130), err.print)
     emit(
         {"runs": found, "slowdown": slowdown},

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from cli import actions, broker, demo, evaluate, objects, processes, schemas, tools
+from cli import actions, broker, demo, evaluate, evaluate_latency, objects, processes, schemas, tools
 
 app = typer.Typer(
     name="fleetloop",
@@ -32,6 +32,7 @@ processes.register(app)
 objects.register(app)
 actions.register(app)
 tools.register(app)
+evaluate_latency.register(evaluate.app)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(schemas.app, name="schemas")
 
