@@ -176,6 +176,12 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def duration(value: Any) -> float | None:
+    """A number from 0, or None: engines take differences of times of which one may never have come."""
+    found = number(value)
+    return found if found is not None and found >= 0 else None
+
+
 def text(value: Any) -> str | None:
     """A text or whole number as text; of a list its first item. None where there is none."""
     if isinstance(value, str):
@@ -265,10 +271,10 @@ class Mapper:
             image_units=number(get("image_units")),
             audio_s=number(get("audio_s")),
             video_s=number(get("video_s")),
-            queue_s=number(get("queue_s")),
-            ttft_s=number(get("ttft_s")),
-            tpot_s=number(get("tpot_s")),
-            e2e_s=number(get("e2e_s")),
+            queue_s=duration(get("queue_s")),
+            ttft_s=duration(get("ttft_s")),
+            tpot_s=duration(get("tpot_s")),
+            e2e_s=duration(get("e2e_s")),
         )
         if call.attempt is None and (resends := whole(get("resends"), 0, 999)):
             call.attempt = resends + 1
@@ -276,7 +282,9 @@ class Mapper:
             call.image_units = float(span.images)
         if call.ttft_s is None and span.first_token_ns is not None and span.first_token_ns >= span.start_ns:
             call.ttft_s = (span.first_token_ns - span.start_ns) / 1e9
-        decode_s = number(get("decode_s"))
+        if call.ttft_s == 0 and not out:
+            call.ttft_s = None  # vLLM's, of a request that never gave a token
+        decode_s = duration(get("decode_s"))
         if call.tpot_s is None and decode_s is not None and out is not None and out > 1:
             call.tpot_s = decode_s / (out - 1)
         if call.reporter == "engine":

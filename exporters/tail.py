@@ -25,6 +25,7 @@ from exporters.conventions_rows import (
     Mapper,
     NotARequest,
     batch_of,
+    duration,
     error_kind,
     number,
     text,
@@ -190,7 +191,7 @@ class SglangReader:
         if id is None or len(id) > ID_MAX:
             raise NotARequest("invalid", "id", f"an id of 1 to {ID_MAX} characters is needed")
         start, end = number(found.get("request_received_ts")), number(found.get("request_finished_ts"))
-        latency = number(found.get("e2e_latency"))
+        latency = duration(found.get("e2e_latency"))
         sent = number(found.get("response_sent_to_client_ts"))
         end = end if end is not None else sent
         if end is None and start is not None and latency is not None:
@@ -225,8 +226,8 @@ class SglangReader:
             input_tokens=number(found.get("prompt_tokens")),
             output_tokens=number(found.get("completion_tokens")),
             cached_tokens=number(found.get("cached_tokens")),
-            queue_s=number(found.get("queue_time")),
-            ttft_s=number(found.get("first_token_latency")),
+            queue_s=duration(found.get("queue_time")),
+            ttft_s=duration(found.get("first_token_latency")),
             e2e_s=latency,
         )
 

@@ -35,7 +35,6 @@ def vllm(i: int) -> tuple[str, int, Attributes]:
         "llm_request",
         SERVER,
         {
-            "gen_ai.response.model": "meta-llama/Llama-3.1-8B",
             "gen_ai.request.id": f"chatcmpl-vllm-{i}",
             "gen_ai.request.temperature": 0.7,
             "gen_ai.request.top_p": 1.0,

@@ -52,7 +52,6 @@ EXPECTED: dict[str, Named] = {
     "vllm": {
         "request_id": "chatcmpl-vllm-1",
         "reporter": "engine",
-        "model": "meta-llama/Llama-3.1-8B",
         "replica": "chat-0",
         "input_tokens": 101,
         "output_tokens": 21,
@@ -295,6 +294,15 @@ def test_ids_of_one_request_agree() -> None:
     add_span(message, "llm_request", SERVER, {"gen_ai.request.id": "cmpl-0123456789ab-0"}, number=1)
     assert named(read(message))[0]["request_id"] == "cmpl-0123456789ab"
     assert end({"gen_ai.response.id": "x" * 201})["request_id"] == "0" * 31 + "1-" + "0" * 15 + "1"
+
+
+def test_times_that_never_came_are_unknown() -> None:
+    """vLLM takes differences of them: a request without a token has none or a negative one, and counts still."""
+    message = empty(service__name="chat")
+    times = {"gen_ai.latency.time_in_queue": -1.7e9, "gen_ai.latency.time_to_first_token": 0.0}
+    add_span(message, "llm_request", SERVER, {**times, "gen_ai.usage.completion_tokens": 0}, number=1)
+    ended = named(read(message))[1]
+    assert (ended["output_tokens"], ended.get("queue_s"), ended.get("ttft_s")) == (0, None, None)
 
 
 def test_time_to_first_token_from_an_event() -> None:

@@ -30,7 +30,7 @@ BURSTGPT = (
 )
 BURSTGPT_2 = (
     "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-    "5,s1,2.5,ChatGPT,472,18,490,Conversation log\n"
+    "5,s1,0.25,ChatGPT,472,18,490,Conversation log\n"
 )
 MOONCAKE = (
     '{"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0, 1]}\n'
@@ -41,8 +41,8 @@ SERVEGEN_ALL = (
 )
 SERVEGEN_CLIENT = "0,0.5,2,Gamma,0.25,8\n600,0,0,,0,0\n1200,1.5,2,Weibull,0.4,8\n"
 REPLAY = {
-    "0": {"in_len": 476, "out_len": 409, "first_chunk_time": 0.5, "total_chunk_time": 4.0, "record_time": 104.0},
-    "1": {"in_len": 182, "out_len": 122, "first_chunk_time": 0.1, "total_chunk_time": 1.0, "record_time": 102.0},
+    "0": {"in_len": 476, "out_len": 409, "first_chunk_time": 0.125, "total_chunk_time": 0.5, "record_time": 100.5},
+    "1": {"in_len": 182, "out_len": 122, "first_chunk_time": 0.125, "total_chunk_time": 0.25, "record_time": 100.375},
 }
 FILES = {
     "azure": ("AzureLLMInferenceTrace_conv.csv", AZURE),
@@ -88,14 +88,14 @@ def test_burstgpt(tmp_path: Path) -> None:
     first, second = read(written(tmp_path, "b.csv", BURSTGPT), "burstgpt")
     assert first == Request(5, 472, 18, model="ChatGPT", request_class="interactive")
     assert second == Request(45, 1087, 0, model="GPT-4", status="error")
-    assert read(written(tmp_path, "b2.csv", BURSTGPT_2), "burstgpt")[0].e2e_s == 2.5
+    assert read(written(tmp_path, "b2.csv", BURSTGPT_2), "burstgpt")[0].e2e_s == 0.25
 
 
 def test_burstgpt_replay(tmp_path: Path) -> None:
     """In order of arrival, which is the record's time less how long it took; `out_len` is no count of tokens."""
     assert read(written(tmp_path, "d.json", json.dumps(REPLAY)), "burstgpt-replay") == [
-        Request(100.0, 476, ttft_s=0.5, e2e_s=4.0),
-        Request(101.0, 182, ttft_s=0.1, e2e_s=1.0),
+        Request(100.0, 476, ttft_s=0.125, e2e_s=0.5),
+        Request(100.125, 182, ttft_s=0.125, e2e_s=0.25),
     ]
 
 
@@ -196,14 +196,14 @@ async def test_each_format_is_replayed(settings: Settings, deployment: Deploymen
 async def test_latencies_of_the_trace_win(settings: Settings, deployment: Deployment, tmp_path: Path) -> None:
     """What was measured is not overruled by the options, which fill what is missing."""
     path = written(tmp_path, "b2.csv", BURSTGPT_2)
-    await _replay(settings, deployment, file=path, pool="p", ttft_s=0.8, speed=1000.0)
+    await _replay(settings, deployment, file=path, pool="p", ttft_s=0.08, speed=1000.0)
     (end,) = [row for row in rows() if row["event"] == "end"]
-    assert (end["ttft_s"], end["e2e_s"], end["tpot_s"]) == (0.8, 2.5, pytest.approx(0.1))
+    assert (end["ttft_s"], end["e2e_s"], end["tpot_s"]) == (0.08, 0.25, pytest.approx(0.01))
     Producer.made.clear()
     path = written(tmp_path, "d.json", json.dumps(REPLAY))
     await _replay(settings, deployment, file=path, pool="p", ttft_s=9.0, output_tokens=11, speed=1000.0)
     ends = sorted((row["e2e_s"], row["ttft_s"], row["tpot_s"]) for row in rows() if row["event"] == "end")
-    assert ends == [(1.0, 0.1, pytest.approx(0.09)), (4.0, 0.5, pytest.approx(0.35))]
+    assert ends == [(0.25, 0.125, pytest.approx(0.0125)), (0.5, 0.125, pytest.approx(0.0375))]
 
 
 async def test_scale(settings: Settings, deployment: Deployment, tmp_path: Path) -> None:
