@@ -29,6 +29,8 @@ SLOW = math.log(1.10)
 """Slowness without a cause is told from here, in ln TPOT."""
 OF_SIX = 3
 """Hits among the last six windows that make a victim."""
+INTERVAL = 2.4
+"""Standard deviations to either end of 95 %: a window's errors have heavier tails than the normal's 1.96 (measured)."""
 _BITS = np.array([bin(bits).count("1") for bits in range(64)])
 
 Key = int | str
@@ -245,7 +247,7 @@ class Interference:
             if not (item.neighbours or slow[k]):
                 continue
             known = updates[k] > LEARNED and not math.isnan(judged.severity[k])
-            ends = judged.severity[k] + 1.96 * judged.sd[k] * np.array([0.0, -1.0, 1.0])
+            ends = judged.severity[k] + INTERVAL * judged.sd[k] * np.array([0.0, -1.0, 1.0])
             ratio, low, high = np.exp(np.maximum(ends, 0.0)).tolist() if known else (math.nan,) * 3
             row = {
                 "replica": item.replica,
