@@ -6,14 +6,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from exporters.adapters.base import Chosen
 from exporters.exposition import lines_of
 from exporters.layout import Layout, learn
 from exporters.planned import Read, one_a_model
+from models.windows import WINDOW_S
 from schemas.log import LogRecord
 from schemas.node import ENGINE_HISTOGRAMS
 from schemas.signals import ENGINE_WINDOWS
@@ -124,11 +129,15 @@ def _request(row: dict[str, str]) -> Request:
 
 def windows_of(samples: Sequence[Row], histograms: Sequence[Row] = ()) -> list[Row]:
     """Closed windows of the replica, with `start`, by time."""
-    first, last = samples[0]["at_s"], samples[-1]["at_s"]
-    held = [replica(since_s=first - 1000.0)]
-    records: list[LogRecord] = [inventory(first - 20.0, held)]
-    records += [engine(sample["at_s"] + 0.1, [sample]) for sample in samples]
+    records = [engine(sample["at_s"] + 0.1, [sample]) for sample in samples]
     records += [batch(ENGINE_HISTOGRAMS, at + 0.1, "n1", rows, {}) for at, rows in _by_time(histograms)]
+    return folded(records, samples[0]["at_s"], samples[-1]["at_s"])
+
+
+def folded(records: list[LogRecord], first: float, last: float) -> list[Row]:
+    """Closed windows of the only replica that these records of node n1 are about, from `first` to `last`."""
+    held = [replica(since_s=first - 1000.0)]
+    records = [inventory(first - 20.0, held), *records]
     records += [inventory(t, held) for t in (first + 60.0 * n for n in range(int((last - first) // 60)))]
     records.sort(key=lambda record: record.at_ms)
     out = run(fold(), log(*records, tick(last + 13), tick(last + 14)))
@@ -140,3 +149,55 @@ def _by_time(rows: Sequence[Row]) -> Iterable[tuple[float, list[Row]]]:
     for row in rows:
         found.setdefault(row["at_s"], []).append(row)
     return found.items()
+
+
+def between(
+    window: Row, scrapes: Sequence[float], events: Sequence[tuple[float, float]], lag_s: float
+) -> tuple[float, float]:
+    """What a window can hold of events (time at the client, amount), sorted: at least those between the scrapes inside
+    it, at most those between the scrapes around it."""
+    start, end = window["start"], window["start"] + WINDOW_S
+    inside = scrapes[bisect_left(scrapes, start) : bisect_right(scrapes, end)]
+    before = scrapes[max(bisect_right(scrapes, start) - 1, 0)]
+    after = scrapes[min(bisect_left(scrapes, end), len(scrapes) - 1)]
+    sure = sum(amount for at, amount in events if inside and inside[0] + lag_s < at <= inside[-1])
+    possible = sum(amount for at, amount in events if before < at <= after + lag_s)
+    return sure, possible
+
+
+def in_system(requests: Sequence[Request], at: float, slack: float) -> tuple[int, int]:
+    """At least and at most how many requests were in the engine at a time, by the clients."""
+    surely = sum(r.arrival + slack <= at <= r.end - slack for r in requests)
+    perhaps = sum(r.arrival - slack <= at <= r.end + slack for r in requests)
+    return surely, perhaps
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The smallest value at or below which a share q lies."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(q * len(ordered) - 1e-9) - 1, 0)]
+
+
+def quantiles(sure: Sequence[float], possible: Sequence[float], q: float) -> tuple[float, float]:
+    """The least and the greatest quantile that the sure observations can have with any of the possible ones."""
+    edges = sorted({*possible, -math.inf, math.inf})
+    lower = [[*sure, *(v for v in possible if v <= edge)] for edge in edges]
+    upper = [[*sure, *(v for v in possible if v >= edge)] for edge in edges]
+    return min(quantile(v, q) for v in lower if v), max(quantile(v, q) for v in upper if v)
+
+
+def bucket(flat: Sequence[float], q: float) -> tuple[float, float]:
+    """The bounds of the bucket of a quantile, from upper bounds with cumulative counts."""
+    rank = q * flat[-1] - 1e-6
+    before = 0.0
+    for bound, count in zip(flat[:-1:2], flat[1:-1:2], strict=True):
+        if count >= rank:
+            return before, bound
+        before = bound
+    return before, math.inf
+
+
+def summed(windows: Sequence[Row], column: str) -> list[float]:
+    flats = [window[column] for window in windows if window.get(column) is not None]
+    total = np.sum([[*flat[1:-1:2], flat[-1]] for flat in flats], axis=0)
+    return [number for pair in zip(flats[0][:-1:2], total[:-1], strict=True) for number in pair] + [total[-1]]

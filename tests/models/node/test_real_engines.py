@@ -3,7 +3,7 @@
 Tolerances follow from how the engine is read, and none is fitted:
 
 - Counters are read once a second and grow evenly in between. So what a window holds of a counter lies between what
-  happened between the scrapes inside it and what happened between those around it (`_between`).
+  happened between the scrapes inside it and what happened between those around it (`between`).
 - A client sees a token after the engine has counted it: by HTTP and by the turn of its event loop, which shares one
   core with the engine. LAG_S bounds it: vLLM returned with each request how long it took there.
 - A gauge is that of the engine's last step; a step takes up to STEP_S, the longest gap between two tokens of a stream
@@ -24,7 +24,21 @@ import numpy as np
 import pytest
 
 from models.windows import WINDOW_S
-from tests.models.node.recorded import HISTOGRAM_S, Request, Row, Scraper, requests_of, scraped, windows_of
+from tests.models.node.recorded import (
+    HISTOGRAM_S,
+    Request,
+    Row,
+    Scraper,
+    between,
+    bucket,
+    in_system,
+    quantile,
+    quantiles,
+    requests_of,
+    scraped,
+    summed,
+    windows_of,
+)
 
 LAG_S = 0.25
 STEP_S = 0.6
@@ -162,20 +176,6 @@ def test_an_engine_that_does_not_answer_is_seen(data_dir: Path) -> None:
     assert windows[-2]["answers"] == 1.0
 
 
-def _between(
-    window: Row, scrapes: Sequence[float], events: Sequence[tuple[float, float]], lag_s: float = LAG_S
-) -> tuple[float, float]:
-    """What a window can hold of events (time at the client, amount), sorted: at least those between the scrapes inside
-    it, at most those between the scrapes around it."""
-    start, end = window["start"], window["start"] + WINDOW_S
-    inside = scrapes[bisect_left(scrapes, start) : bisect_right(scrapes, end)]
-    before = scrapes[max(bisect_right(scrapes, start) - 1, 0)]
-    after = scrapes[min(bisect_left(scrapes, end), len(scrapes) - 1)]
-    sure = sum(amount for at, amount in events if inside and inside[0] + lag_s < at <= inside[-1])
-    possible = sum(amount for at, amount in events if before < at <= after + lag_s)
-    return sure, possible
-
-
 ENDS: dict[str, Callable[[Request], tuple[float, float]]] = {
     "requests": lambda r: (r.end, 1.0),
     "tpot_count": lambda r: (r.end, 1.0),
@@ -203,7 +203,7 @@ def test_every_window_holds_what_its_clients_saw(data_dir: Path, name: str) -> N
         looked += 1
         for columns, given in ((ENDS, ok), (FIRSTS, started)):
             for column, event in columns.items():
-                low, high = _between(window, scrapes, sorted(map(event, given)))
+                low, high = between(window, scrapes, sorted(map(event, given)), LAG_S)
                 assert low - 1e-6 <= window[column] <= high + 1e-6, (column, start)
     assert looked >= {"vllm-cpu-run": 31, "vllm-cpu-restart": 1, "vllm-cpu-dp2": 2}[name]
 
@@ -224,19 +224,12 @@ def test_arrivals_follow_from_ends_and_what_is_in_the_engine(data_dir: Path) -> 
         if any(a < start + WINDOW_S and start < b for a, b in aborts):
             continue
         come = window["requests"] + held[start] - held[start - WINDOW_S]
-        low, high = _between(window, scrapes, arrivals, STEP_S)
+        low, high = between(window, scrapes, arrivals, STEP_S)
         # Held is as of the last scrape in the window, and what had ended is up to its border: a second's ends apart.
         ends = [r.end for r in requests if min(abs(r.end - start), abs(r.end - start - WINDOW_S)) <= 1 + LAG_S]
         assert low - len(ends) <= come <= high + len(ends), start
         checked += 1
     assert checked > 20
-
-
-def _in_system(requests: Sequence[Request], at: float, slack: float) -> tuple[int, int]:
-    """At least and at most how many requests were in the engine at a time, by the clients."""
-    surely = sum(r.arrival + slack <= at <= r.end - slack for r in requests)
-    perhaps = sum(r.arrival - slack <= at <= r.end + slack for r in requests)
-    return surely, perhaps
 
 
 @pytest.mark.parametrize("name", ["vllm-cpu-run", "vllm-cpu-dp2"])
@@ -246,7 +239,7 @@ def test_running_and_waiting_are_the_requests_in_the_engine(data_dir: Path, name
     scraper, windows, requests = _of(data_dir, name)
     served = [r for r in requests if r.outcome in ("ok", "client_abort")]
     at = np.array([s["at_s"] for s in scraper.samples])
-    bounds = np.array([_in_system(served, t, STEP_S) for t in at])
+    bounds = np.array([in_system(served, t, STEP_S) for t in at])
     until = np.append(at[1:], at[-1])
     for window in windows:
         start = window["start"]
@@ -259,37 +252,6 @@ def test_running_and_waiting_are_the_requests_in_the_engine(data_dir: Path, name
     assert (most > 3) == (name == "vllm-cpu-run")
     batch = 8 * (2 if name == "vllm-cpu-dp2" else 1)
     assert all((window["running_mean"] or 0.0) <= batch for window in windows)
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    """The smallest value at or below which a share q lies."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(q * len(ordered) - 1e-9) - 1, 0)]
-
-
-def _quantiles(sure: Sequence[float], possible: Sequence[float], q: float) -> tuple[float, float]:
-    """The least and the greatest quantile that the sure observations can have with any of the possible ones."""
-    edges = sorted({*possible, -math.inf, math.inf})
-    lower = [[*sure, *(v for v in possible if v <= edge)] for edge in edges]
-    upper = [[*sure, *(v for v in possible if v >= edge)] for edge in edges]
-    return min(_quantile(v, q) for v in lower if v), max(_quantile(v, q) for v in upper if v)
-
-
-def _bucket(flat: Sequence[float], q: float) -> tuple[float, float]:
-    """The bounds of the bucket of a quantile, from upper bounds with cumulative counts."""
-    rank = q * flat[-1] - 1e-6
-    before = 0.0
-    for bound, count in zip(flat[:-1:2], flat[1:-1:2], strict=True):
-        if count >= rank:
-            return before, bound
-        before = bound
-    return before, math.inf
-
-
-def _summed(windows: Sequence[Row], column: str) -> list[float]:
-    flats = [window[column] for window in windows if window.get(column) is not None]
-    total = np.sum([[*flat[1:-1:2], flat[-1]] for flat in flats], axis=0)
-    return [number for pair in zip(flats[0][:-1:2], total[:-1], strict=True) for number in pair] + [total[-1]]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -306,16 +268,16 @@ def test_quantiles_of_a_run_lie_in_their_buckets(data_dir: Path, name: str, q: f
         return at > first and not any(a - HISTOGRAM_S < at < b for a, b in lost)
 
     ttft = [r.ttft_s for r in requests if not math.isnan(r.first)]
-    low, high = _bucket(_summed(windows, "ttft_s_bins"), q)
+    low, high = bucket(summed(windows, "ttft_s_bins"), q)
     # A request whose observation was never read may be any of them: ranks move by as many.
     unseen = sum(not seen(r.first) for r in requests if not math.isnan(r.first)) / len(ttft)
-    assert low <= _quantile(ttft, min(q + unseen, 1.0))
-    assert _quantile(ttft, max(q - unseen, 0.0)) <= high + LAG_S
+    assert low <= quantile(ttft, min(q + unseen, 1.0))
+    assert quantile(ttft, max(q - unseen, 0.0)) <= high + LAG_S
     tpot = [r.tpot_s for r in _finished(requests) if r.output > 1]
-    low, high = _bucket(_summed(windows, "tpot_s_bins"), q)
+    low, high = bucket(summed(windows, "tpot_s_bins"), q)
     one = sum(r.output == 1 for r in _finished(requests)) / len(tpot) + unseen
-    assert low <= _quantile(tpot, min(q + one, 1.0))
-    assert _quantile(tpot, max(q - one, 0.0)) <= high
+    assert low <= quantile(tpot, min(q + one, 1.0))
+    assert quantile(tpot, max(q - one, 0.0)) <= high
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -338,7 +300,7 @@ def test_quantiles_of_every_window_lie_in_their_buckets(data_dir: Path, name: st
         possible = [v for at, v in firsts if before < at <= after + LAG_S]
         if after - before > 2 * WINDOW_S or not possible:
             continue
-        least, most = _quantiles(sure, possible, q)
+        least, most = quantiles(sure, possible, q)
         low, high = window[f"ttft_s_{label}_low"], window[f"ttft_s_{label}_high"]
         assert least - LAG_S <= (math.inf if high is None else high), start
         assert low <= most, start
