@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from exporters.edge import Edge
@@ -15,6 +16,8 @@ from schemas.topics import NODE_SAMPLES, ce_type
 LOOK_S = 1.0
 REPEAT_S = 30.0
 """An inventory is sent on a change, and again after so long (wall time)."""
+FORGET_S = 300.0
+"""GPUs that dcgm-exporter no longer speaks of are forgotten after so long."""
 TYPE_UNKNOWN = "unknown"
 GPUS_MAX = 1024
 
@@ -35,31 +38,34 @@ class Inventory:
         """Node -> replica -> GPUs that it was given."""
         self._states: dict[str, tuple[ReplicaState, float]] = {}
         self._sent: dict[str, tuple[NodeInventory, float]] = {}
+        self._seen_at: dict[str, float] = {}
+        """Node -> when dcgm-exporter last spoke of it, monotonic, s."""
 
     async def run(self, slots: Callable[[], Collection[Slot]]) -> None:
         """Until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            self.publish(slots(), asyncio.get_running_loop().time())
+            self.publish(slots(), time.monotonic())
 
-    def seen(self, slot: Slot, reads: Sequence[Read]) -> None:
-        """Takes the GPUs that a page names."""
+    def seen(self, slot: Slot, reads: Sequence[Read], now: float) -> None:
+        """Takes the GPUs that a page names. `now`: monotonic, s."""
+        found: dict[str, dict[int, GpuEntry]] = {}
         pods: dict[str, dict[str, list[int]]] = {}
         for read in reads:
-            gpu = read.plan.gpu
-            if gpu is None:
-                continue
-            node = read.plan.node or slot.node
-            known = self._gpus.setdefault(node, {})
-            if gpu.gpu in known or len(known) < GPUS_MAX:
-                known[gpu.gpu] = gpu
-            held = pods.setdefault(node, {})
-            if read.plan.pod:
-                held.setdefault(read.plan.pod, []).append(gpu.gpu)
+            gpu, node = read.plan.gpu, slot.node_of(read.plan)
+            if gpu is not None:
+                found.setdefault(node, {})[gpu.gpu] = gpu
+                held = pods.setdefault(node, {})
+                if read.plan.pod:
+                    held.setdefault(read.plan.pod, []).append(gpu.gpu)
+        self._gpus.update(found)
         self._pods.update(pods)
+        self._seen_at.update(dict.fromkeys(found, now))
 
     def publish(self, slots: Collection[Slot], now: float) -> None:
         """Sends the inventory of each node that has changed or is due. `now`: monotonic, s."""
+        for node in [node for node, at in self._seen_at.items() if now - at > FORGET_S]:
+            del self._seen_at[node], self._gpus[node], self._pods[node]
         by_node: dict[str, list[Slot]] = {node: [] for node in (*self._sent, *self._gpus)}
         for slot in slots:
             by_node.setdefault(slot.node, []).append(slot)
@@ -71,6 +77,8 @@ class Inventory:
             if (same and now - at < REPEAT_S) or (before is None and not found.replicas and not found.gpus):
                 continue
             self._sent[node] = (found, now)
+            if not found.replicas and not found.gpus:  # said once, then the node is forgotten
+                del self._sent[node], self._held[node]
             _, id = self.edge.next_batch()
             self.edge.producer.send(NODE_SAMPLES, node, found.encode(), type=ce_type(NodeInventory.kind), id=id)
         here = {replica for slot in slots for replica in _replicas(slot)}

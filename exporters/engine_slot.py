@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from exporters.adapters.base import RowPlan
 from exporters.pages import PageReader
 from exporters.targets import Target
 
@@ -40,3 +41,7 @@ class Slot:
     def state(self) -> str:
         """waiting, ok or dead."""
         return "dead" if self.dead else "waiting" if self.since_s is None else "ok"
+
+    def node_of(self, plan: RowPlan) -> str:
+        """The node that a row is filed under: the one that it names, else the target's."""
+        return plan.node or self.node

@@ -22,6 +22,7 @@ import structlog
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from exporters.adapters.tables import slug
 from exporters.discovery import Discovery
 from exporters.edge import Edge
 from exporters.engine_batches import Batches
@@ -165,7 +166,8 @@ class EngineExporter(Collector):
             slot.task.add_done_callback(self._ended)
         else:
             self.edge.metrics.skipped()
-        if time.monotonic() - slot.answered_at >= self.options.dead_after_s:
+        # To the nearest tick: one that comes a little early must not make it a period more.
+        if time.monotonic() - slot.answered_at >= self.options.dead_after_s - self.options.period_s / 2:
             slot.dead = True
             self._say_dead(slot)
 
@@ -221,7 +223,9 @@ class EngineExporter(Collector):
         self._count(slot.reader.counts)
         if slot.failure != kind:
             slot.failure = kind
-            log.warning("target does not answer", replica=slot.target.replica, error=str(error)[:300] or kind)
+            trace = error.__cause__ if kind == "adapter" else None
+            known = {"replica": slot.target.replica, "error": str(error)[:300] or kind}
+            log.warning("target does not answer", **known, exc_info=trace)
 
     def _count(self, counts: Counter[str]) -> None:
         self.layouts += counts.pop("layout_learned", 0)
@@ -245,10 +249,13 @@ class EngineExporter(Collector):
             self.batches.add(ENGINE_SAMPLES, slot.node, self._identity(slot, slot.target.replica, at_s, "ok"))
         for read in reads:
             if read.plan.kind is GPU_SAMPLES:
-                node = read.plan.node or slot.node
-                self.batches.add(GPU_SAMPLES, node, {"at_s": at_s, "status": "ok", **read.plan.texts, **read.values})
+                self.batches.add(
+                    GPU_SAMPLES,
+                    slot.node_of(read.plan),
+                    {"at_s": at_s, "status": "ok", **read.plan.texts, **read.values},
+                )
         if self.inventory is not None:
-            self.inventory.seen(slot, reads)
+            self.inventory.seen(slot, reads, slot.answered_at)
 
     def _engine_row(self, slot: Slot, replica: str, read: Read, at_s: float) -> None:
         start = read.values.get("start_s")
@@ -298,4 +305,4 @@ def _verified(reader: PageReader, layout: Layout, asked: asyncio.Future[bool]) -
 
 
 def _replica(name: str, key: str) -> str:
-    return f"{name}:{key}" if key else name
+    return f"{name}:{slug(key)}"[:200] if key else name

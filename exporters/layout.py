@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from exporters.adapters import choose
-from exporters.adapters.base import Adapter, Chosen, Series
+from exporters.adapters.base import KEYS_MAX, Adapter, Chosen, Series, TooManyRows
 from exporters.exposition import PageError, cut, parsed_page, samples, series_of, value_of
 from exporters.planned import Planned, Read
 
@@ -51,13 +51,18 @@ LIMITS = Limits()
 
 
 class Layout:
-    """What was learned of a page. Parameters: the series in order, and for each the line and how that begins."""
+    """What was learned of a page. Parameters: the series in order, and for each the line and how that begins.
+
+    Raises TooManyRows, and what the adapter's `plan` raises.
+    """
 
     def __init__(
         self, adapter: Adapter, chosen: Chosen, series: list[Series], places: list[tuple[int, bytes]], lines: int
     ) -> None:
         self.adapter, self._lines = adapter, lines
         self.plans = adapter.plan(series, chosen)
+        if len(self.plans) > KEYS_MAX:
+            raise TooManyRows(f"{len(self.plans)} rows, the bound is {KEYS_MAX}")
         each = [i for plan in self.plans for reduce in plan.columns.values() for i in reduce.indices]
         more = [
             i
@@ -83,8 +88,11 @@ class Layout:
         return (self._all if histograms else self._few).values(lines)
 
     def rows(self, values: Sequence[float], histograms: bool, bad: list[str]) -> list[Read]:
-        """The rows that these values make; columns whose value was not taken are added to `bad`."""
-        return [row.read(values, histograms, bad) for row in self._rows]
+        """The rows that these values make; columns whose value was not taken are added to `bad`. Raises PageError."""
+        try:
+            return [row.read(values, histograms, bad) for row in self._rows]
+        except Exception as error:  # an adapter's `finish` is no reason to end what other targets need
+            raise PageError("adapter", f"{self.adapter.engine}: {type(error).__name__}: {error}") from error
 
     def agrees(self, lines: Sequence[bytes], openmetrics: bool) -> bool:
         """Whether the parser finds the series that were learned, and the values that `values` gives, on a page."""
@@ -125,7 +133,12 @@ def learn(
     adapter = choose({one.name for one in series}, engine)
     if adapter is None:
         raise PageError("unknown", "no metrics of a known engine on that page")
-    layout = Layout(adapter, chosen or Chosen(), series, places, len(lines))
+    try:
+        layout = Layout(adapter, chosen or Chosen(), series, places, len(lines))
+    except TooManyRows as error:
+        raise PageError("rows", str(error)) from None
+    except Exception as error:  # what a page may bring an adapter to is its own target's harm, and no other's
+        raise PageError("adapter", f"{adapter.engine}: {type(error).__name__}: {error}") from error
     layout.bad_lines = bad
     return layout
 

@@ -14,9 +14,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 from schemas.columns import Columns
 from schemas.node import ENGINE_SAMPLES, GpuEntry
 
+KEYS_MAX = 256
+"""Engines, models or GPUs of one page. More are refused: an adapter's work grows with their number times the series."""
 Op = Literal["sum", "mean", "max", "min", "first"]
 Values = dict[str, float | None]
 """Column -> value, None = unknown. Names that begin with `_` are inputs of `finish` and never published."""
+
+
+class TooManyRows(ValueError):
+    """A page speaks for more engines, models or GPUs than KEYS_MAX."""
 
 
 class Series(NamedTuple):
@@ -63,7 +69,7 @@ class RowPlan:
     """Tells several engines behind one port apart (dp rank, else model); '' = one."""
     kind: Columns = ENGINE_SAMPLES
     node: str = ""
-    """Of a row that names its own host (dcgm-exporter). '' = the target's."""
+    """Of a row that names its own host (dcgm-exporter): a key, so printable and without slash. '' = the target's."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Text columns: model, ... (`engine` is the adapter's, if not given)."""
     fixed: Mapping[str, float] = field(default_factory=dict)
@@ -117,7 +123,10 @@ class Adapter(Protocol):
         """Whether a page with these metric names is of this engine. The first in the registry's order is taken."""
 
     def plan(self, series: Sequence[Series], chosen: Chosen) -> list[RowPlan]:
-        """Rows of a page, once a layout. Empty: nothing there yet that says something. Must not raise."""
+        """Rows of a page, once a layout. Empty: nothing there yet that says something.
+
+        Must not raise, but for TooManyRows.
+        """
 
 
 class Page:
@@ -135,11 +144,16 @@ class Page:
         return tuple(i for i in found if where is None or where(self.series[i].labels))
 
     def values_of(self, label: str, names: Iterable[str]) -> list[str]:
-        """Distinct values of a label over series of these names, in order; '' where a series has none."""
+        """Distinct values of a label over series of these names, in order; '' where a series has none.
+
+        Raises TooManyRows, which an adapter lets pass.
+        """
         found: dict[str, None] = {}
         for name in names:
             for index in self.by_name.get(name, ()):
                 found[self.series[index].labels.get(label, "")] = None
+        if len(found) > KEYS_MAX:
+            raise TooManyRows(f"{len(found)} values of {label}, the bound is {KEYS_MAX}")
         return list(found)
 
     def buckets(

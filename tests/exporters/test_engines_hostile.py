@@ -92,6 +92,7 @@ def chunked(*pieces: bytes) -> bytes:
 
 BOMB = gzip.compress(b"x" * 50_000_000)
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+ENGINES = b"".join(b'vllm:num_requests_running{engine="%d"} 1\n' % i for i in range(300))
 MANY = b"".join(b'vllm:num_requests_running{engine="%d"} 1\n' % i for i in range(10_001))
 TEXT = "Content-Type: text/plain"
 HOSTILE: dict[str, tuple[Answer, str]] = {
@@ -107,6 +108,7 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
     "half a gzip": (said(http(gzip.compress(GOOD)[:-9], TEXT, "Content-Encoding: gzip")), "encoding"),
     "brotli": (said(http(GOOD, TEXT, "Content-Encoding: br")), "encoding"),
     "10,001 series": (said(http(MANY, TEXT)), "series"),
+    "300 engines": (said(http(ENGINES, TEXT)), "rows"),
     "a long line": (said(http(b'vllm:num_requests_running{x="' + b"y" * 20_000 + b'"} 1\n', TEXT)), "line"),
     "no text": (said(http(bytes(range(256)) * 40, TEXT)), "unknown"),
     "another type": (said(http(GOOD, "Content-Type: text/html; charset=utf-8")), "type"),

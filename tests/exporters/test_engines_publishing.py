@@ -323,6 +323,25 @@ async def test_gpus_that_nobody_names_are_counted(
     assert shares == {"a:0": ([0, 1], 1.0), "b:0": ([2, 3], 0.5), "b:1": ([2, 3], 0.5)}
 
 
+async def test_a_node_without_targets_is_said_once_to_be_empty(
+    fleet: Fleet, running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Then it is forgotten; GPUs that dcgm-exporter no longer speaks of are, after a while."""
+    monkeypatch.setattr("exporters.engine_inventory.LOOK_S", 0.05)
+    monkeypatch.setattr("exporters.engine_inventory.FORGET_S", 0.3)
+    fleet.pages["/d"] = DCGM
+    path = tmp_path / "targets.json"
+    labels = {"replica": "d", "engine": "dcgm", "__metrics_path__": "/d"}
+    path.write_text(json.dumps([{"targets": [fleet.address], "labels": labels}]))
+    exporter = running.begin(file_sd=str(path), inventory="targets")
+    await until(lambda: _last("node-9", lambda i: len(i.gpus) == 2))
+    path.write_text("[]")
+    await until(lambda: _last("node-9", lambda i: i.gpus == []))
+    assert exporter.inventory is not None
+    await until(lambda: exporter.inventory is not None and not exporter.inventory._sent)
+    assert [len(i.gpus) for i in _inventories() if i.node == "node-9"] == [2, 0]
+
+
 def _states(inventory: NodeInventory) -> dict[str, str]:
     return {r.replica: r.state for r in inventory.replicas}
 

@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporters import layout as layout_module
-from exporters.adapters.base import Chosen, Reduce, RowPlan, Series
+from exporters.adapters.base import KEYS_MAX, Chosen, Page, Reduce, RowPlan, Series, TooManyRows
 from exporters.exposition import PageError, lines_of
 from exporters.layout import Layout, Limits, learn
 
@@ -180,6 +180,41 @@ def test_bounds() -> None:
     with pytest.raises(PageError, match="a line of 309 bytes"):
         learn([line], limits=Limits(line_bytes=308))
     assert learn([line], limits=Limits(line_bytes=309)).values([line], True) == [1]
+
+
+class Broken(Everything):
+    """An adapter with a bug, in its plan or in what it makes of values."""
+
+    def __init__(self, late: bool) -> None:
+        self.late = late
+
+    def plan(self, series: Sequence[Series], chosen: Chosen) -> list[RowPlan]:
+        assert self.late
+        return [RowPlan({}, finish=lambda row: {"running": 1 / 0})]
+
+
+def test_a_bug_of_an_adapter_harms_the_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a page that cannot be taken, with the bug as its cause."""
+    monkeypatch.setattr(layout_module, "choose", lambda names, engine: Broken(late=False))
+    with pytest.raises(PageError, match="everything: AssertionError") as error:
+        learn(lines_of(b"a 1\n"))
+    assert error.value.what == "adapter"
+    monkeypatch.setattr(layout_module, "choose", lambda names, engine: Broken(late=True))
+    layout = learn(lines_of(b"a 1\n"))
+    with pytest.raises(PageError, match="everything: ZeroDivisionError"):
+        layout.rows([], False, [])
+
+
+@pytest.mark.usefixtures("everything")
+def test_a_page_may_not_speak_for_any_number_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter's rows are bounded, and so is what it looks up to make them."""
+    monkeypatch.setattr(Everything, "plan", lambda self, series, chosen: [RowPlan({}) for _ in series])
+    assert len(learn([b"a 1"] * KEYS_MAX).plans) == KEYS_MAX
+    with pytest.raises(PageError, match="257 rows, the bound is 256"):
+        learn([b"a 1"] * (KEYS_MAX + 1))
+    page = Page([Series("a", {"engine": str(i)}) for i in range(KEYS_MAX + 1)])
+    with pytest.raises(TooManyRows, match="257 values of engine"):
+        page.values_of("engine", ["a"])
 
 
 def test_a_page_of_nobody_is_refused() -> None:
