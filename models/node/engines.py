@@ -54,7 +54,8 @@ def engine_table(
     near = around(series, start_s, end_s, limits.sample_gap_s, STATUS)
     table = _table(near, start_s, end_s, now_s, limits)
     held = holdings.held(start_s, end_s, now_s, limits.inventory_stale_s)
-    spoke = ((table["samples"] > 0) | (table["covered_s"] > 0)) & ~np.isnan(table["pool"])
+    spoke = (table["samples"] > 0) | (table["covered_s"] > 0) | (table["answers"] == 0)
+    spoke &= ~np.isnan(table["pool"])
     spoke &= ~np.isin(near.subjects, held.replica)
     held = holdings.with_unnamed(held, near.subjects[spoke], table["pool"][spoke].astype(np.int64))
     del table["pool"]
@@ -109,10 +110,11 @@ def _table(near: Series, start_s: float, end_s: float, now_s: float, limits: Lim
     speaks = (inside | (weight > 0)) & ~dead
     current = (near.at < end_s) & (np.minimum(near.next_at, near.at + gap_s) > start_s)
     past = (near.at < end_s) & ~dead
+    said = (*TEXTS, "pool")  # a scrape that failed knows less, and takes nothing back
     running, waiting = near.values[AT["running"]], near.values[AT["waiting"]]
     grown = growth(near, _COUNTERS, start_s, end_s, near.values[START], limits.grace_node_s)
     return {
-        **{name: latest(near, AT[name], past) for name in (*TEXTS, "pool")},
+        **{name: latest(near, AT[name], (near.at < end_s) & ~np.isnan(near.column(AT[name]))) for name in said},
         "answers": latest_of(near, (~dead).astype(np.float64), current),
         "idle_s": held_s(near, weight, ~np.isnan(running + waiting), (running == 0) & (waiting == 0)),
         "samples": count(near, inside & ~dead).astype(np.float64),

@@ -129,6 +129,16 @@ def test_replica_that_no_inventory_names() -> None:
     assert closed(records, T0 + 10) == []  # nothing is said any more
 
 
+def test_unnamed_target_that_dies_is_seen_dead() -> None:
+    """It keeps its row in its pool as long as scrapes fail, whether or not those name the pool."""
+    records = [scraped(T0 + 1.0, node="-", pool="chat", model="m")]
+    for t in range(2, 22):
+        records.append(engine(T0 + float(t), [{"replica": "r1", "at_s": T0 + float(t), "status": "dead"}], "-"))
+    for start in (T0, T0 + 10):
+        (got,) = closed(records, start)
+        assert (got["answers"], got["state"], got["model"], got["samples"]) == (0, "unknown", "m", int(start == T0))
+
+
 def test_inventory_names_it_in_the_end() -> None:
     """Once an inventory names the replica, that is what counts, also for the windows before."""
     records = [scraped(T0 + t, pool="chat") for t in (1.0, 2.0)]
