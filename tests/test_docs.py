@@ -17,11 +17,13 @@ from cli.main import app
 from cli.meanings import FOLD_METRICS, REASONS
 from exporters.inventory import Holdings
 from models.node.fold import NodeFold
+from models.pool.findings import HOLD
 from models.requests.fold import RequestsFold
 from schemas.base import KINDS
 from schemas.columns import COLUMNAR
 from schemas.config import SPECS
 from schemas.deadletters import Reason
+from schemas.findings import FindingKind
 from schemas.log import CONTENT_JSON, LogRecord
 from schemas.topics import DEAD_LETTERS, TOPICS, ce_type
 from streams.clients import partition_of
@@ -50,6 +52,22 @@ def command_lines() -> list[Any]:
     """Every line of a shell block that calls `fleetloop`."""
     lines = [(page, line) for page, _, text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
     return [pytest.param(line, id=f"{page.name}: {line}"[:60]) for page, line in lines if line.startswith("fleetloop ")]
+
+
+def test_every_finding_is_explained() -> None:
+    """docs/findings.md has a row for each kind of finding, and the times that it is held."""
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    rows = {cells[1].strip(" `"): cells for line in page.splitlines() if (cells := line.split("|"))[1:2] != []}
+    kinds = [kind for kind in rows if kind in get_args(FindingKind)]
+    assert sorted(kinds) == sorted(get_args(FindingKind))
+    for kind, (opens_s, closes_s) in HOLD.items():
+        told = [_seconds(text) for text in rows[kind][5].split(",")]
+        assert told == [opens_s, closes_s], kind
+
+
+def _seconds(text: str) -> float:
+    number, _, unit = text.strip().partition(" ")
+    return 0.0 if number == "at" else float(number) * {"s": 1, "min": 60}[unit]
 
 
 # -- nothing is missing ----------------------------------------------------------------------------------------
