@@ -296,12 +296,12 @@ class Mapper:
     def said_tenant(self, found: Attributes, resource: Attributes, headers: Mapping[str, str]) -> str | None:
         """Who is billed, by attribute or header."""
         named = self._first(self.options.tenant_attributes, found, resource)
-        return named or _of_headers(self.options.tenant_headers, headers)
+        return named or of_headers(self.options.tenant_headers, headers)
 
     def said_class(self, found: Attributes, resource: Attributes, headers: Mapping[str, str]) -> str | None:
         """The class or tier, by attribute or header, as it was said."""
         named = self._first(self.options.class_attributes, found, resource)
-        return named or _of_headers(self.options.class_headers, headers)
+        return named or of_headers(self.options.class_headers, headers)
 
     def class_of(self, said: str | None, stream: bool | None, max_tokens: float | None) -> str | None:
         """The class: what was said, mapped; else `batch` for what does not stream and allows many tokens; else None."""
@@ -364,7 +364,8 @@ def _values(convention: Convention, found: Attributes) -> dict[str, Any]:
     return values
 
 
-def _of_headers(names: tuple[str, ...], headers: Mapping[str, str]) -> str | None:
+def of_headers(names: tuple[str, ...], headers: Mapping[str, str]) -> str | None:
+    """The first of the headers that says something; their names in lower case."""
     return next((headers[name] for name in names if headers.get(name)), None)
 
 

@@ -7,7 +7,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from schemas.columns import ROWS_MAX, Batch
+import numpy as np
+
+from schemas.columns import ROWS_MAX, TEXT_MAX, Batch
 from schemas.errors import InvalidRecord
 from schemas.log import CONTENT_ARROW, CONTENT_JSON
 from schemas.requests import REQUEST_ROWS
@@ -74,6 +76,17 @@ def _ndjson(body: bytes) -> Rows:
         lines.append(number)
     batch, refusals, count = _of_batch(REQUEST_ROWS.decode_rows(rows), lines)
     return Rows(batch, sorted([*broken, *refusals], key=lambda r: int(r["row"])), count + len(broken))
+
+
+def fill(batch: Batch, column: str, value: str) -> None:
+    """Gives a text to the rows that have none in a column. Raises InvalidRecord for one that no row may have."""
+    if not 0 < len(value) <= TEXT_MAX or not value.isprintable():
+        raise InvalidRecord("invalid", column, "a header", f"send 1 to {TEXT_MAX} printable characters")
+    codes, values = batch.codes[column], batch.values[column]
+    if (codes < 0).any():
+        place = values.index(value) if value in values else len(values)
+        batch.values[column] = [*values, value] if place == len(values) else values
+        batch.codes[column] = np.where(codes < 0, place, codes).astype(codes.dtype)
 
 
 def decompressed(body: bytes, encoding: str, bytes_max: int) -> bytes:

@@ -9,8 +9,8 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToJson
 from google.rpc.status_pb2 import Status
 
-from exporters.conventions_rows import Mapper
-from exporters.intake_bodies import DECODERS, REFUSALS_SHOWN, Rows, refusal
+from exporters.conventions_rows import Mapper, of_headers
+from exporters.intake_bodies import DECODERS, REFUSALS_SHOWN, Rows, fill, refusal
 from exporters.intake_letters import RefusedSpan
 from exporters.intake_options import IntakeOptions
 from exporters.litellm import LiteLlmReader, Payloads
@@ -57,8 +57,14 @@ class OwnRows:
         if decode is None:
             raise web.HTTPUnsupportedMediaType(text=f"send Content-Type {', '.join(DECODERS)}")
 
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        fallbacks = (("tenant", self.options.tenant_headers), ("class", self.options.class_headers))
+        said = {column: named for column, names in fallbacks if (named := of_headers(names, headers))}
+
         def taken(body: bytes) -> Taken:
             found = decode(body)
+            for column, value in said.items():
+                fill(found.batch, column, value)
             return Taken(found.batch, "request.rows", found, refused=found.refused)
 
         return taken

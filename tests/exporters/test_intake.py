@@ -127,6 +127,18 @@ async def test_one_row_as_an_object(opened: Opened) -> None:
     assert {k: v for k, v in taken.items() if v is not None} == {k: row[k] for k in row if k != "prompt"}
 
 
+async def test_a_header_names_the_tenant_of_rows_without(opened: Opened) -> None:
+    """And the class; what a row says itself stays."""
+    rows = [{"event": "arrival", "request_id": str(i), "at_s": 1.5, "pool": "chat"} for i in range(3)]
+    rows[1]["tenant"], rows[2]["tenant"] = "own", "acme"
+    async with opened() as client:
+        headers = {"X_Fleetloop_Tenant": "acme", "X_Fleetloop_Class": "batch"}
+        assert (await client.post(json.dumps(rows).encode(), **headers))[0] == 200
+        assert (await client.post(json.dumps(rows).encode(), X_Fleetloop_Tenant="x" * 300))[0] == 400
+        found = {row["request_id"]: (row["tenant"], row["class"]) for row in client.rows()}
+    assert found == {"0": ("acme", "batch"), "1": ("own", "batch"), "2": ("acme", "batch")}
+
+
 async def test_rows_are_coalesced(opened: Opened) -> None:
     """Requests within the coalescing time make one batch a partition, not one each."""
     async with opened(coalesce_s=0.3) as client:
