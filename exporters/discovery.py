@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import dns.asyncresolver
 import structlog
@@ -44,6 +44,7 @@ class Discovery:
         self.set.put(STATIC, [one for one in named if one not in by_name])
         self.sources = [*(DnsSource(one, options.refresh_s, resolver) for one in by_name), *_sources(options)]
         self.failed: dict[str, str] = {}
+        self._odd: dict[str, Mapping[str, str]] = {}
         self._now: dict[str, Target] | None = None
 
     async def run(self) -> None:
@@ -66,7 +67,10 @@ class Discovery:
                 continue
             if self.failed.pop(source.name, None) is not None:
                 log.info("targets can be read again", source=source.name)
-            self.set.put(source.name, found)
+            self.set.put(source.name, found, len(source.odd))
+            if source.odd and self._odd.get(source.name) != source.odd:
+                log.warning("not every target can be one", source=source.name, why=dict(list(source.odd.items())[:10]))
+            self._odd[source.name] = source.odd
             self._apply()
 
     def _apply(self) -> None:

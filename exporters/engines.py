@@ -54,7 +54,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 METRICS = {
     "fleetloop_exporter_targets": "Targets that are scraped, by state: waiting (no answer yet), ok, dead.",
-    "fleetloop_exporter_targets_left_out": "Targets that are not scraped, by why: bound, name_taken.",
+    "fleetloop_exporter_targets_left_out": "Targets that are not scraped, by why: bound, name_taken, invalid.",
     "fleetloop_exporter_layouts_total": "Pages whose layout was learned; a known layout is read far cheaper.",
 }
 

@@ -63,6 +63,8 @@ class Source(Protocol):
 
     name: str
     period_s: float
+    odd: Mapping[str, str]
+    """What it named that cannot be a target, and why; as of the last look."""
 
     async def targets(self) -> list[Target]:
         """As they are now. Raises SourceError."""
@@ -169,17 +171,18 @@ class TargetSet:
     def __init__(self, targets_max: int) -> None:
         self.targets_max = targets_max
         self._by_source: dict[str, list[Target]] = {}
+        self._invalid: dict[str, int] = {}
         self.left_out: Counter[str] = Counter()
-        """Targets that are not scraped now: `bound`, `name_taken`."""
+        """Targets that are not scraped now: `bound`, `name_taken`, `invalid`."""
 
-    def put(self, source: str, targets: list[Target]) -> None:
-        """What a source says now."""
-        self._by_source[source] = targets
+    def put(self, source: str, targets: list[Target], invalid: int = 0) -> None:
+        """What a source says now, and how much of it cannot be a target."""
+        self._by_source[source], self._invalid[source] = targets, invalid
 
     def targets(self) -> dict[str, Target]:
         """Replica -> target."""
         found: dict[str, Target] = {}
-        self.left_out = Counter()
+        self.left_out = +Counter({"invalid": sum(self._invalid.values())})
         for targets in self._by_source.values():
             for one in targets:
                 if one.replica in found:

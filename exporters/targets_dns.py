@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
+from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
 import dns.asyncresolver
@@ -25,6 +26,7 @@ class DnsSource:
     def __init__(self, target: Target, period_s: float, resolver: dns.asyncresolver.Resolver | None = None) -> None:
         self.name, self.target, self.period_s = f"dns {target.url}", target, period_s
         self._resolver = resolver
+        self.odd: Mapping[str, str] = {}
 
     async def targets(self) -> list[Target]:
         """See Source. A name that does not exist (any more) has no targets."""

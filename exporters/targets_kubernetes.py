@@ -103,7 +103,6 @@ class KubernetesSource:
         self.name, self.access, self.selector = f"pods {selector}", access, selector
         self.namespaces, self.port, self.rules, self.period_s = namespaces, port, rules, period_s
         self.odd: dict[str, str] = {}
-        """Pod -> why it cannot be a target."""
 
     async def targets(self) -> list[Target]:
         """See Source."""
@@ -114,7 +113,7 @@ class KubernetesSource:
                 pods = [pod for path in paths for pod in await self._list(session, path)]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise SourceError(f"{self.access.server}: {error or type(error).__name__}") from None
-        self.odd = {}
+        self.odd = {}  # a new one: who has the last one may still look at it
         return list(self._targets(pods))
 
     async def _list(self, session: aiohttp.ClientSession, path: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import glob
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class FileSource:
         self.name, self.pattern, self.rules = f"file {pattern}", pattern, rules
         self._stamp: list[tuple[str, int, int]] = []
         self._last: list[Target] = []
+        self.odd: Mapping[str, str] = {}
 
     async def targets(self) -> list[Target]:
         """See Source. A pattern without a file is no target; a named file that is missing is an error."""
@@ -54,6 +56,7 @@ class HttpSource:
         self.url, self.rules, self.period_s, self._ssl = url, rules, period_s, ssl
         self._shown = url.partition("?")[0]  # a query may hold a secret
         self.name = f"url {self._shown}"
+        self.odd: Mapping[str, str] = {}
 
     async def targets(self) -> list[Target]:
         """See Source."""

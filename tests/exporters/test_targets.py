@@ -87,8 +87,9 @@ def test_sources_together() -> None:
     found.put("file", [three])
     assert found.targets() == {"a": one, "c": three}
     assert found.left_out == {}
-    found.put("static", [])
+    found.put("static", [], invalid=3)
     assert list(found.targets()) == ["c"]
+    assert found.left_out == {"invalid": 3}
 
 
 KEYS = st.sampled_from(
