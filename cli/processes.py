@@ -120,11 +120,12 @@ def simulate(
 @exporters.command("nvml")
 def export_nvml(
     mapping: Annotated[
-        Path | None, typer.Option(help="YAML file: replica -> pool, gpus (see docs/operations.md).")
+        Path | None,
+        typer.Option(help="YAML file: who runs on which GPUs, told or found by rules (see docs/operations.md)."),
     ] = None,
     node: Annotated[str | None, typer.Option(help="Node name. Default: the host name.")] = None,
 ) -> None:
-    """Publish GPU samples of this host once a second (needs an NVIDIA driver)."""
+    """Publish what this host's GPUs do, and who is on them, once a second (needs an NVIDIA driver)."""
 
     from exporters.nvml import NvmlOptions, run_nvml
 

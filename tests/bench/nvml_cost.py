@@ -27,7 +27,7 @@ from tests.exporters.nvml_stub import Stub, build
 from tests.exporters.test_processes import Host
 
 SETTLE_S = 15
-IDLE = "import cli.main, cli.processes, exporters.nvml, streams.logs, streams.deployment, time; time.sleep(60)"
+IDLE = "import cli.main, cli.processes, exporters.nvml, streams.logs, streams.deployment, time; time.sleep(86_400)"
 
 
 def main() -> None:
