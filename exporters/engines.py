@@ -92,12 +92,16 @@ class EngineExporter(Collector):
         """Until `stop` is set."""
         self._crash = asyncio.get_running_loop().create_future()
         async with self.edge, self.fetcher:
-            others = [asyncio.create_task(self.discovery.run()), asyncio.create_task(stop.wait())]
+            others: list[asyncio.Task[Any]] = [
+                asyncio.create_task(self.discovery.run()),
+                asyncio.create_task(stop.wait()),
+            ]
             if self.inventory is not None:
                 others.append(asyncio.create_task(self.inventory.run(lambda: self.slots.values())))
             await asyncio.wait({*others, self._crash}, return_when=asyncio.FIRST_COMPLETED)
             await self._end(others)
-            for one in (*others, self._crash):
+            ended: list[asyncio.Future[Any]] = [*others, self._crash]
+            for one in ended:
                 if one.done() and not one.cancelled():
                     one.result()  # our bugs end the process
         for learners in self._learners:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import dns.asyncresolver
 import dns.exception
 import dns.rdatatype
+import dns.resolver
 
 from exporters.targets import SourceError, Target
 
@@ -58,7 +59,7 @@ class DnsSource:
         resolver = self._resolver or dns.asyncresolver.get_default_resolver()
         try:
             answer = await resolver.resolve(name, dns.rdatatype.SRV, lifetime=LIFETIME_S, search=True)
-        except (dns.asyncresolver.NXDOMAIN, dns.asyncresolver.NoAnswer):
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except (dns.exception.DNSException, OSError) as error:
             raise SourceError(f"{name}: {str(error)[:200]}") from None

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class KubernetesSource:
     ) -> None:
         self.name, self.access, self.selector = f"pods {selector}", access, selector
         self.namespaces, self.port, self.rules, self.period_s = namespaces, port, rules, period_s
-        self.odd: dict[str, str] = {}
+        self.odd: Mapping[str, str] = {}
 
     async def targets(self) -> list[Target]:
         """See Source."""
@@ -113,8 +113,10 @@ class KubernetesSource:
                 pods = [pod for path in paths for pod in await self._list(session, path)]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise SourceError(f"{self.access.server}: {error or type(error).__name__}") from None
-        self.odd = {}  # a new one: who has the last one may still look at it
-        return list(self._targets(pods))
+        odd: dict[str, str] = {}
+        found = list(self._targets(pods, odd))
+        self.odd = odd
+        return found
 
     async def _list(self, session: aiohttp.ClientSession, path: str) -> list[Any]:
         pods: list[Any] = []
@@ -134,7 +136,7 @@ class KubernetesSource:
             query["continue"] = str(onward)
         return pods[:PODS_MAX]
 
-    def _targets(self, pods: list[Any]) -> Iterator[Target]:
+    def _targets(self, pods: list[Any], odd: dict[str, str]) -> Iterator[Target]:
         for pod in pods:
             try:
                 labels = self._labels(pod)
@@ -142,7 +144,7 @@ class KubernetesSource:
                     yield self.rules.target(labels)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 name = pod.get("metadata", {}).get("name") if isinstance(pod, dict) else None
-                self.odd[str(name)] = f"{type(error).__name__}: {error}"
+                odd[str(name)] = f"{type(error).__name__}: {error}"
 
     def _labels(self, pod: Any) -> dict[str, str] | None:
         """A pod as Prometheus labels; None where there is nothing to scrape."""
