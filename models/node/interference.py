@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.node.interference_fit import LEARNED, Bank, Judged, features, fresh, restored, state_of, with_slot
-from models.node.interference_fit import without_slot as without
+from models.node.interference_fit import LEARNED, Bank, Judged
 from models.node.interference_pool import Alone
+from models.node.interference_rows import fresh, with_slot, without_slot
+from models.node.interference_terms import features
 from schemas.config import LimitsSpec
 from schemas.signals import INTERFERENCE_WINDOWS
 
@@ -167,7 +168,7 @@ class Interference:
                     if not gone:
                         self._count("overflow_neighbours_total")
                         continue
-                    row = without(row, min(gone)[1])
+                    row = without_slot(row, min(gone)[1])
                     del slots[min(gone)[1]]
                 row = with_slot(row)
                 slots.append([neighbour.name, neighbour.pool])
@@ -304,7 +305,7 @@ class Interference:
         for key, row in rows.items():
             for slot in reversed(range(len(self.slots[key]))):
                 if row["slots"][0, slot] < before:
-                    row = without(row, slot)
+                    row = without_slot(row, slot)
                     del self.slots[key][slot]
             rows[key] = row
         self._lower(rows)
@@ -313,7 +314,7 @@ class Interference:
     def state(self) -> dict[str, Any]:
         """Plain values and arrays."""
         return {
-            "banks": {j: state_of(bank) for j, bank in self.banks.items()},
+            "banks": {j: bank.state() for j, bank in self.banks.items()},
             "slots": self.slots,
             "alone": {name: alone.state() for name, alone in self.alone.items()},
             "hour": self.hour,
@@ -322,7 +323,9 @@ class Interference:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
-        self.banks = {j: restored(j, bank) for j, bank in state["banks"].items()}
+        self.banks = {j: Bank(j) for j in state["banks"]}
+        for j, bank in self.banks.items():
+            bank.restore(state["banks"][j])
         self.slots = state["slots"]
         self.alone = {name: Alone.restored(alone) for name, alone in state["alone"].items()}
         self.hour, self.counters = state["hour"], state["counters"]

@@ -14,19 +14,11 @@ Pure arithmetic on arrays: names, pools and rows are in `models.node.interferenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
-OWN = 11
-"""Features of a replica's own load, the constant included."""
-RIDGE_CONSTANT, RIDGE_OWN, RIDGE_NEIGHBOUR = 1e-4, 0.02, 0.05
-MEMORY = 0.9998
-"""Forgetting a window: the weight of what is 14 h of windows old is 1/e."""
-VARIANCE_START = 0.01
-QUIET = 30
-"""Residuals of quiet windows that a change of level is judged by."""
+from models.node.interference_rows import QUIET, Rows
+from models.node.interference_terms import MEMORY, OWN, smoothed, solve
+
 SETTLE = 12
 """Windows after a restart that only measure the new level."""
 CHANGE_MIN = 0.08
@@ -46,103 +38,6 @@ DOUBT = 3.0
 """Standard errors by which what a neighbour costs must differ from nothing to be believed."""
 LEAST = 2.0
 """... and by which it is then taken to be less."""
-NUMBERS = (
-    "shift",  # level that restarts and changes of level have moved ln TPOT by
-    "silent",  # ... of this, by changes without a restart: since the last restart
-    "s2",  # variance of residuals
-    "c0",
-    "c1",  # their variance and lag-1 covariance, clipped: autocorrelation
-    "last",  # residual before
-    "drift",  # residual, smoothed over about fifty windows
-    "drift2",  # ... its variance: how far residuals are from independent over longer times
-    "r",  # observed slowdown: ln TPOT beyond own load, smoothed over about three windows
-    "level",  # residual, smoothed over about twenty windows: what nothing explains
-    "gap",  # ... and against what the pool's replicas need when alone
-    "alone",  # windows without any pressure
-    "quiet_u",  # smoothed sum of pressures: below it a window is quiet
-    "updates",  # windows learned from
-    "hits",  # the last six windows' hits, a bit each
-    "slow",  # ... and whether it was slower than anything explains
-    "wait",  # windows still to settle after a restart
-    "held",  # residuals in `ring`
-    "seen_s",  # start of the latest window, Unix s
-)
-_AT = {name: i for i, name in enumerate(NUMBERS)}
-SLOTS = ("seen_s", "on", "flips", "mean", "blame", "graded")
-"""By neighbour: latest window with it, whether it pressed then, how often that changed, mean pressure when known, its
-smoothed share in the slowdown, whether its pressure is measured."""
-_SLOT = {name: i for i, name in enumerate(SLOTS)}
-
-
-def shapes(j: int) -> dict[str, tuple[int, ...]]:
-    """Array by name of a replica with j neighbours -> its shape."""
-    d = OWN + j
-    return {
-        "a": (d, d),
-        "b": (d,),
-        "theta": (d,),
-        "se": (j,),
-        "means": (OWN,),
-        "ring": (QUIET,),
-        "numbers": (len(NUMBERS),),
-        "slots": (len(SLOTS), j),
-    }
-
-
-def fresh() -> dict[str, np.ndarray]:
-    """A replica that nothing is known of, without neighbours."""
-    row = {name: np.zeros(shape) for name, shape in shapes(0).items()}
-    row["means"][:] = np.nan
-    for name, value in (("s2", VARIANCE_START), ("c0", VARIANCE_START), ("c1", VARIANCE_START / 2)):
-        row["numbers"][_AT[name]] = value
-    return row
-
-
-def with_slot(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same replica with one neighbour more, of which nothing is known."""
-    j = len(row["se"])
-    wider = {name: np.zeros(shape) for name, shape in shapes(j + 1).items()}
-    for name, values in row.items():
-        wider[name][tuple(slice(size) for size in values.shape)] = values
-    wider["slots"][_SLOT["mean"], j] = np.nan
-    return wider
-
-
-def without_slot(row: dict[str, np.ndarray], slot: int) -> dict[str, np.ndarray]:
-    """The same replica with a neighbour less: what was learned with it stays true of the others (Schur complement)."""
-    at = OWN + slot
-    kept = [i for i in range(len(row["b"])) if i != at]
-    pivot = row["a"][at, at] + RIDGE_NEIGHBOUR
-    across = row["a"][kept, at]
-    narrower = {name: values.copy() for name, values in row.items()}
-    narrower["a"] = row["a"][np.ix_(kept, kept)] - np.outer(across, across) / pivot
-    narrower["b"] = row["b"][kept] - across * row["b"][at] / pivot
-    narrower["theta"] = row["theta"][kept]
-    narrower["se"] = np.delete(row["se"], slot)
-    narrower["slots"] = np.delete(row["slots"], slot, axis=1)
-    return narrower
-
-
-def features(load: dict[str, np.ndarray]) -> np.ndarray:
-    """float64 [n, 11] from running, kv_tokens, prefill_step (computed prompt tokens an engine step), clock_ratio,
-    preemptions_per_s and accepted (tokens a sequence and step), each [n]; NaN where a column rests on an unknown."""
-    batch, kv, q = np.log1p(load["running"]), load["kv_tokens"], load["prefill_step"]
-    prefill = np.log1p(q / 50)
-    columns = [
-        np.ones(len(batch)),
-        batch,
-        load["running"] / 30,
-        np.log1p(kv / 1e4),
-        kv / 1e5,
-        prefill,
-        q / 300,
-        batch * prefill,
-        -np.log(np.maximum(load["clock_ratio"], 0.05)),
-        np.log1p(load["preemptions_per_s"]),
-        np.log(np.maximum(load["accepted"], 0.05)),
-    ]
-    found: np.ndarray = np.stack(columns, axis=1)
-    return found
 
 
 class Judged:
@@ -166,40 +61,8 @@ class Judged:
         self.learned = np.zeros(n, bool)
 
 
-class Bank:
-    """Replicas with j neighbours each, a row of every array a replica."""
-
-    def __init__(self, j: int) -> None:
-        self.j = j
-        self.rows: dict[int | str, int] = {}
-        """Key of the replica -> its row."""
-        self.arrays = {name: np.zeros((0, *shape)) for name, shape in shapes(j).items()}
-
-    def take(self, gone: Iterable[int | str]) -> dict[int | str, dict[str, np.ndarray]]:
-        """Removes replicas and hands out their rows."""
-        at = {key: self.rows[key] for key in gone}
-        taken = {key: {name: array[i].copy() for name, array in self.arrays.items()} for key, i in at.items()}
-        keep = np.ones(len(self.rows), bool)
-        keep[list(at.values())] = False
-        self.arrays = {name: array[keep] for name, array in self.arrays.items()}
-        self.rows = {key: i for i, key in enumerate(key for key in self.rows if key not in at)}
-        return taken
-
-    def put(self, rows: dict[int | str, dict[str, np.ndarray]]) -> None:
-        """Adds replicas."""
-        self.rows |= {key: len(self.rows) + i for i, key in enumerate(rows)}
-        for name, array in self.arrays.items():
-            self.arrays[name] = np.concatenate([array, np.stack([row[name] for row in rows.values()])])
-
-    def number(self, name: str) -> np.ndarray:
-        """float64 [n]: a view of one of NUMBERS."""
-        view: np.ndarray = self.arrays["numbers"][:, _AT[name]]
-        return view
-
-    def slot(self, name: str) -> np.ndarray:
-        """float64 [n, j]: a view of one of SLOTS."""
-        view: np.ndarray = self.arrays["slots"][:, _SLOT[name]]
-        return view
+class Bank(Rows):
+    """Replicas with j neighbours each, and what a window teaches and says of them."""
 
     def meet(self, start_s: float, at: np.ndarray, graded: np.ndarray) -> None:
         """Which neighbours are there in a window, [n, j]: 1 with measured pressure, 0 without, NaN: not there."""
@@ -408,55 +271,3 @@ class Bank:
         """bool [n, j]: a neighbour of which only presence is known must have come and gone."""
         may: np.ndarray = (self.slot("graded")[at] > 0) | (self.slot("flips")[at] >= 3)
         return may
-
-
-def smoothed(pace: float, rho: np.ndarray) -> np.ndarray:
-    """Variance of an exponential mean of a first-order autoregression, as a multiple of the latter's."""
-    kept = (1 - pace) * rho
-    found: np.ndarray = pace / (2 - pace) * (1 + kept) / (1 - kept)
-    return found
-
-
-def solve(a: np.ndarray, b: np.ndarray, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """(theta [n, d], covariance but for the variance [n, d, d]) of ridge regressions whose last j are not negative.
-
-    A negative one is set to 0 and the rest solved again, until none is left: at most j times. Its covariance stays
-    that of the free solution: a coefficient at its bound is no more certain for it."""
-    d = a.shape[1]
-    ridge = np.array([RIDGE_CONSTANT, *[RIDGE_OWN] * (OWN - 1), *[RIDGE_NEIGHBOUR] * j])
-    full = a + np.diag(ridge)
-    cov: np.ndarray = np.linalg.inv(full)
-    theta = (cov * b[:, None, :]).sum(axis=2)
-    dropped = np.zeros(b.shape, bool)
-    for _ in range(j):
-        bad = np.zeros(b.shape, bool)
-        bad[:, OWN:] = theta[:, OWN:] < 0
-        rows = np.flatnonzero(bad.any(axis=1))
-        if not len(rows):
-            break
-        dropped[rows] |= bad[rows]
-        out = dropped[rows]
-        part = np.where(out[:, :, None] | out[:, None, :], 0.0, full[rows])
-        part[:, np.arange(d), np.arange(d)] += out
-        theta[rows] = np.linalg.solve(part, np.where(out, 0.0, b[rows])[:, :, None])[:, :, 0]
-        theta[rows] = np.where(out, 0.0, theta[rows])
-    return theta, cov
-
-
-def state_of(bank: Bank) -> dict[str, Any]:
-    """Plain values; the symmetric matrices as their lower half."""
-    low = np.tril_indices(OWN + bank.j)
-    return {"keys": list(bank.rows), **bank.arrays, "a": bank.arrays["a"][:, low[0], low[1]]}
-
-
-def restored(j: int, state: dict[str, Any]) -> Bank:
-    """The bank of a state."""
-    bank = Bank(j)
-    bank.rows = {key: i for i, key in enumerate(state["keys"])}
-    bank.arrays = {name: state[name] for name in bank.arrays}
-    low = np.tril_indices(OWN + j)
-    a = np.zeros((len(bank.rows), OWN + j, OWN + j))
-    a[:, low[0], low[1]] = state["a"]
-    a[:, low[1], low[0]] = state["a"]
-    bank.arrays["a"] = a
-    return bank

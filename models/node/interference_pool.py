@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from models.node.interference_fit import LEARNED, MEMORY, OWN, VARIANCE_START, solve
+from models.node.interference_fit import LEARNED
+from models.node.interference_rows import VARIANCE_START
+from models.node.interference_terms import MEMORY, OWN, solve
 
 
 class Alone:

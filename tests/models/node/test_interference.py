@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.node.interference import KEEP_S, Interference, Neighbour, Observed
-from models.node.interference_fit import LEARNED, OWN, SETTLE, Bank, fresh, solve, with_slot, without_slot
+from models.node.interference_fit import LEARNED, SETTLE, Bank
+from models.node.interference_rows import fresh, with_slot, without_slot
+from models.node.interference_terms import OWN, solve
 from models.state import pack, unpack
 from schemas.config import LimitsSpec
 from schemas.signals import INTERFERENCE_WINDOWS
