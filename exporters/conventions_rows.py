@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -244,39 +244,34 @@ class Mapper:
         if self.metadata and METADATA in found:
             for key, inner in _metadata(found[METADATA]).items():
                 found.setdefault(f"{METADATA}.{key}", inner)
-        get = _values(convention, found).get
-        stream, max_tokens, finish = get("stream"), number(get("max_tokens")), text(get("finish"))
-        kind, code = error_kind(get("error_type")), get("http_status")
-        out = number(get("output_tokens"))
+        values = _values(convention, found)
+        get = values.get
         call = Call(
-            id=self._id(text(get("id")), span),
+            id=self._id(get("id"), span),
             start_s=span.start_ns // 1000 / 1e6,
             end_s=span.end_ns // 1000 / 1e6,
-            status=self._status(get("status"), span.error, kind, code, finish),
+            status=get("status") or status_of(span.error, get("error_type"), get("http_status"), get("finish")),
             pool="",
             reporter=self._reporter(convention, get("reporter"), resource),
             tenant=self.said_tenant(found, resource, headers) or self.options.default_tenant,
-            request_class=self.class_of(
-                self.said_class(found, resource, headers),
-                stream if isinstance(stream, bool) else None,
-                max_tokens,
-            ),
-            model=text(get("model")) or text(get("model_served")),
-            priority=whole(get("priority"), -1_000_000, 1_000_000),
-            attempt=whole(get("attempt"), 1, 1_000),
-            error_type=kind,
-            input_tokens=number(get("input_tokens")),
-            output_tokens=out,
-            cached_tokens=number(get("cached_tokens")),
-            image_units=number(get("image_units")),
-            audio_s=number(get("audio_s")),
-            video_s=number(get("video_s")),
-            queue_s=duration(get("queue_s")),
-            ttft_s=duration(get("ttft_s")),
-            tpot_s=duration(get("tpot_s")),
-            e2e_s=duration(get("e2e_s")),
+            request_class=self.class_of(self.said_class(found, resource, headers), get("stream"), get("max_tokens")),
         )
-        if call.attempt is None and (resends := whole(get("resends"), 0, 999)):
+        for field, value in values.items():
+            if field in _AS_THEY_ARE:
+                setattr(call, field, value)
+        served = get("model_served")
+        call.model = call.model or served
+        self._derive(call, values, span)
+        if call.reporter == "engine":
+            call.replica = self._first(self.options.replica_attributes, found, resource)
+        call.pool = get("pool") or self.pool(served, call.model, text(resource.get("service.name")))
+        return call.rows(self.fleet_s)
+
+    @staticmethod
+    def _derive(call: Call, values: Mapping[str, Any], span: Span) -> None:
+        """What follows from what was said."""
+        out, resends, decode_s = call.output_tokens, values.get("resends"), values.get("decode_s")
+        if call.attempt is None and resends:
             call.attempt = resends + 1
         if call.image_units is None and span.images:
             call.image_units = float(span.images)
@@ -284,14 +279,8 @@ class Mapper:
             call.ttft_s = (span.first_token_ns - span.start_ns) / 1e9
         if call.ttft_s == 0 and not out:
             call.ttft_s = None  # vLLM's, of a request that never gave a token
-        decode_s = duration(get("decode_s"))
         if call.tpot_s is None and decode_s is not None and out is not None and out > 1:
             call.tpot_s = decode_s / (out - 1)
-        if call.reporter == "engine":
-            call.replica = self._first(self.options.replica_attributes, found, resource)
-        service = text(resource.get("service.name"))
-        call.pool = text(get("pool")) or self.pool(text(get("model_served")), call.model, service)
-        return call.rows(self.fleet_s)
 
     def said_tenant(self, found: Attributes, resource: Attributes, headers: Mapping[str, str]) -> str | None:
         """Who is billed, by attribute or header."""
@@ -332,16 +321,10 @@ class Mapper:
                     return value
         return None
 
-    def _reporter(self, convention: Convention, said: Any, resource: Attributes) -> str:
-        if said in ("gateway", "engine"):
-            return str(said)
-        return "engine" if text(resource.get("service.name")) in self.engines else convention.reporter
-
-    @staticmethod
-    def _status(said: Any, failed: bool, kind: str | None, code: Any, finish: str | None) -> str:
-        if isinstance(said, str) and said in (REQUEST_ROWS.columns["status"].choices or ()):
+    def _reporter(self, convention: Convention, said: str | None, resource: Attributes) -> str:
+        if said is not None:
             return said
-        return status_of(failed, kind, code, finish)
+        return "engine" if text(resource.get("service.name")) in self.engines else convention.reporter
 
     @staticmethod
     def _id(said: str | None, span: Span) -> str:
@@ -353,15 +336,33 @@ class Mapper:
 
 
 def _values(convention: Convention, found: Attributes) -> dict[str, Any]:
-    """Field -> value: of several attributes that say the same the one that stands first in the table."""
+    """Field -> value as `_READ` reads it; of several attributes for it the first of the table that says something."""
     values: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     places = convention.places
-    for name, value in found.items():
+    for name, raw in found.items():
         for field, rank in places.get(name, ()):
-            if rank < ranks.get(field, rank + 1):
+            if rank < ranks.get(field, rank + 1) and (value := _READ[field](raw)) is not None:
                 values[field], ranks[field] = value, rank
     return values
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("id", "pool", "model", "model_served", "finish"), text),
+    **dict.fromkeys(("input_tokens", "output_tokens", "cached_tokens", "max_tokens"), number),
+    **dict.fromkeys(("image_units", "audio_s", "video_s"), number),
+    **dict.fromkeys(("queue_s", "ttft_s", "tpot_s", "e2e_s", "decode_s"), duration),
+    "error_type": error_kind,
+    "http_status": lambda value: value,
+    "stream": lambda value: value if isinstance(value, bool) else None,
+    "reporter": lambda value: value if value in ("gateway", "engine") else None,
+    "status": lambda value: value if value in REQUEST_ROWS.columns["status"].choices else None,
+    "priority": lambda value: whole(value, -1_000_000, 1_000_000),
+    "attempt": lambda value: whole(value, 1, 1_000),
+    "resends": lambda value: whole(value, 0, 999),
+}
+"""Field of the tables -> how its value is read; None: it says nothing."""
+_AS_THEY_ARE = frozenset(_READ) & {field.name for field in fields(Call)} - {"id", "status", "pool", "reporter"}
 
 
 def of_headers(names: tuple[str, ...], headers: Mapping[str, str]) -> str | None:
