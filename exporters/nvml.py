@@ -145,7 +145,7 @@ class NvmlExporter(Collector):
         if not self.occupants.processes.whole:
             log.warning(
                 "processes of other containers cannot be seen: start this exporter in the host's process namespace "
-                "(hostPID: true), or mount the host's /proc and set FLEETLOOP_NVML_PROC"
+                "(hostPID: true) as root, or mount the host's /proc and set FLEETLOOP_NVML_PROC"
             )
         async with self.edge:
             async for _ in ticks(self.options.period_s, stop):

@@ -55,7 +55,8 @@ class Processes:
         own = _ids(self._text("self/status"))
         self.nested = len(own) > 1
         """`proc` is the host's, and we are in a namespace below it: the driver may give ids of ours."""
-        self.whole = self.nested or self._link("self/ns/pid") in (_INIT_NAMESPACE, "")
+        hosts = self.nested or self._link("self/ns/pid") in (_INIT_NAMESPACE, "")
+        self.whole = hosts and bool(self._text("1/stat"))  # hidepid hides those of other users
         """Every process of the host can be seen: one that is not there does not exist."""
         self._level = len(own) - 1
 

@@ -24,6 +24,7 @@ class Host:
         own = self.proc / "self"
         own.mkdir(parents=True)
         (own / "status").write_text(f"Name:\tfleetloop\nNSpid:\t{ids}\n")
+        self.process(1, name="systemd", command="init", parent=0, gpu=False)
 
     def process(
         self,
@@ -116,7 +117,6 @@ def test_containers_and_pods_by_control_group(form: str) -> None:
 
 def test_a_process_with_its_commands_and_time(host: Host) -> None:
     """A name may hold brackets; commands go up to the parents, who have the arguments that workers lack."""
-    host.process(1, command="init")
     host.process(40, name="vllm", command="vllm serve m --port 8001")
     host.process(
         41, name="VLLM::(W) 0", command="VLLM::Worker_TP0", parent=40, cpu_ticks=150, cgroup=CGROUPS["CRI-O"][0]
@@ -195,6 +195,12 @@ def test_in_a_namespace_of_its_own_nobody_is_gone(host: Host) -> None:
     (host.proc / "self/ns/pid").unlink()
     (host.proc / "self/ns/pid").symlink_to("pid:[4026531836]")
     assert Processes(host.proc).look([41]) == {41: None}
+
+
+def test_where_other_users_are_hidden_nobody_is_gone(host: Host) -> None:
+    """A /proc mounted with hidepid shows only one's own: not even the first process."""
+    host.end(1)
+    assert Processes(host.proc).look([41]) == {}
 
 
 def test_the_real_proc(tmp_path: Path) -> None:
