@@ -2,6 +2,7 @@
 #
 #   make demo  [DEMO_ARGS="..."]     the loop on a real Kafka with a simulated fleet, until Ctrl-C
 #   make test  [PYTEST_ARGS="..."]   every check and test, a real Kafka included
+#   make test-vllm [REAL_ENGINE_DIR=...]  a real vLLM on the CPU against what its clients measure (6 GB, 4 minutes)
 #   make setup                       only the environment of both, in .venv
 #   make bench [TRACE=...]           the whole loop in one process on a recorded trace: SLO, cost, CPU
 #   make docs                        write docs/reference.md from the code
@@ -15,7 +16,7 @@ BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test bench docs clean
+.PHONY: setup demo test test-vllm bench docs clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.setup
@@ -57,6 +58,11 @@ test: setup .venv/.test
 	$(BIN)/lint-imports
 	$(BIN)/fleetloop schemas check
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# vLLM's environment and a tiny model are made once, outside this tree.
+test-vllm: export REAL_ENGINE_DIR ?= $(HOME)/.cache/fleetloop/real-engine
+test-vllm: setup .venv/.test
+	$(BIN)/pytest tests/real_engine $(PYTEST_ARGS)
 
 TRACE ?= $(FLEETLOOP_DATA)/azure-llm-2023/AzureLLMInferenceTrace_conv.csv
 bench: setup .venv/.bench
