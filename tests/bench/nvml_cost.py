@@ -24,10 +24,12 @@ from streams.broker import LocalBroker
 from streams.deployment import ensure_deployment
 from streams.settings import load_settings
 from tests.exporters.nvml_stub import Stub, build
+from tests.exporters.test_pods import Kubelet, answer
 from tests.exporters.test_processes import Host
 
 SETTLE_S = 15
-IDLE = "import cli.main, cli.processes, exporters.nvml, streams.logs, streams.deployment, time; time.sleep(86_400)"
+IDLE = "import cli.main, cli.processes, exporters.nvml, streams.logs, streams.deployment, time; {}; time.sleep(86_400)"
+WITH_PODS = "import grpc, google.protobuf.message_factory"
 
 
 def main() -> None:
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--processes", type=int, default=2, help="a GPU")
     parser.add_argument("--mig", action="store_true", help="Cut every GPU into seven.")
+    parser.add_argument("--pods", action="store_true", help="Ask a kubelet which pods hold the GPUs.")
     parser.add_argument("--health", action="store_true", help="Serve health and metrics (with their thread).")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder) / "broker") as broker:
@@ -68,9 +71,15 @@ def measure(folder: Path, broker: LocalBroker, given: argparse.Namespace) -> dic
         "FLEETLOOP_NVML_PROC": str(host.proc),
         "FLEETLOOP_NVML_HEALTH_PORT": str(port if given.health else 0),
     }
+    if given.pods:
+        kubelet = Kubelet(folder / "kubelet.sock")
+        pods = (("a", f"pod-{gpu}", {"engine": {"nvidia.com/gpu": [f"GPU-{gpu:08d}"]}}) for gpu in range(given.gpus))
+        kubelet.says = answer(*pods).SerializeToString()
+        kubelet.start()
+        environment["FLEETLOOP_NVML_POD_RESOURCES"] = str(kubelet.socket)
     command = [str(Path(sys.executable).with_name("fleetloop")), "export", "nvml", "--node", "cost"]
     process = subprocess.Popen(command, env=environment)
-    idle = subprocess.Popen([sys.executable, "-c", IDLE])
+    idle = subprocess.Popen([sys.executable, "-c", IDLE.format(WITH_PODS if given.pods else "pass")])
     try:
         time.sleep(SETTLE_S)
         before, began = _cpu_s(process.pid), time.monotonic()
