@@ -23,6 +23,9 @@ def register(app: typer.Typer) -> None:
 def latency(
     seeds: Annotated[str, typer.Option(help="Pools of the figures, as FIRST-LAST or a list.")] = "1000-1019",
     pairs: Annotated[bool, typer.Option("--pairs/--alone", help="Also every pair of causes at the same time.")] = True,
+    misled: Annotated[
+        bool, typer.Option("--misled", help="A little of every other cause comes at the same time.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure whether what breaks a pool's latency is named: each cause injected alone, then every pair of causes.
@@ -37,7 +40,7 @@ def latency(
     """
 
     def work() -> int:
-        found = _runs().evaluate(seeds_of(seeds), pairs, err.print)
+        found = _runs().evaluate(seeds_of(seeds), pairs, misled, err.print)
         emit(found, as_json, lambda: _show(found))
         good = (found["single"] or 0.0) >= SINGLE_MIN and (not pairs or (found["pair"] or 0.0) >= PAIR_MIN)
         return 0 if good else EXIT_FAILED

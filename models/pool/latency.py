@@ -33,7 +33,7 @@ from models.pool.latency_norms import Norm, ln
 from models.pool.latency_signals import DEMAND_WINDOWS, Seen, Whole, seen, whole
 from models.pool.latency_steps import Steps
 from models.pool.latency_text import SAID_MIN, clauses, ranked, sentence, untold
-from models.pool.windows import SIZE_S, TTFT_N, TTFT_S, R, Row, Windows
+from models.pool.windows import SIZE_S, STATE, TTFT_N, TTFT_S, R, Row, Windows
 from schemas.config import PoolSpec
 
 OPEN_OF, OPEN_TARGET = 3, 2
@@ -151,7 +151,7 @@ class Latency:
         rows, before = windows.rows_of(start_s), windows.rows_of(start_s - SIZE_S)
         for name, row in rows.items():
             # what was ready when the pool was first heard of is not fresh
-            if name in before and (row[R["loading_s"]] or before[name][-3] == "starting" or row[R["resets"]]):
+            if name in before and (row[R["loading_s"]] or before[name][STATE] == "starting" or row[R["resets"]]):
                 self.fresh[name] = start_s
         self.fresh = {name: at for name, at in self.fresh.items() if start_s - at < FRESH_S and name in rows}
 
@@ -236,7 +236,7 @@ class Latency:
         """Level 1 names a neighbour by its rule, late: what was unexplained of that replica becomes its."""
         kept = {name: KEEP * value for name, value in self.apart.items() if name in slow and value > STEP_LN}
         for name, one in slow.items():
-            if one.unexplained > 0:
+            if one.unexplained > 0 and one.interference == 0:
                 kept[name] = kept.get(name, 0.0) + one.unexplained
         total = sum(kept.values())
         named = [name for name in kept if slow[name].interference > 0]

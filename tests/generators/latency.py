@@ -19,7 +19,7 @@ WINDOW_S = 10
 START_S = 600
 TAIL_S = 120
 MILD = {"queueing": 1.1, "prefill": 1.15, "batch": 1.15, "interference": 1.05, "throttling": 0.93}
-"""What else changes in half of the pools while a cause is there, of all replicas or of r0."""
+"""What else changes where that is asked for, while a cause is there: for all replicas, or for r0."""
 MISSING = {"iterations": 0.2, "itl": 0.25, "kv_capacity": 0.25, "times": 0.25, "clock": 0.2}
 """Signals and in what share of the pools they are null."""
 RULE_WINDOWS = 2
@@ -70,7 +70,7 @@ class Window:
     interference: list[dict[str, Any]]
 
 
-def make(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> World:
+def make(seed: int, causes: Sequence[str], tail_s: int = TAIL_S, misled: bool = False) -> World:
     """A world from a seed: the same seed gives the same pool whatever is injected."""
     rng = np.random.default_rng([seed, 1])
     token_s = rng.uniform(25e-6, 60e-6)
@@ -99,7 +99,7 @@ def make(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> World:
         length_s=int(rng.integers(12, 24)) * 10,
         tail_s=tail_s,
         injected=(),
-        misled=bool(seed % 4 >= 2),
+        misled=misled,
         missing=tuple(
             name
             for name, likely in MISSING.items()

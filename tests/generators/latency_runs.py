@@ -66,9 +66,9 @@ def interference_window(second: float, start_s: int, version: int, window: Windo
     return at(second, INTERFERENCE_WINDOWS.type, value, "chat", CONTENT_ARROW)
 
 
-def run(seed: int, causes: Sequence[str], tail_s: int = TAIL_S) -> Run:
+def run(seed: int, causes: Sequence[str], tail_s: int = TAIL_S, misled: bool = False) -> Run:
     """One run."""
-    world, fold = make(seed, causes, tail_s), pool_fold()
+    world, fold = make(seed, causes, tail_s, misled), pool_fold()
     log = [record._replace(offset=offset) for offset, record in enumerate(records(world))]
     bodies = (json.loads(result.value) for result in fold.apply(log) if result.topic == "findings")
     return Run(tuple(causes), seed, world, [body for body in bodies if body["finding"] == "latency"])
@@ -107,16 +107,19 @@ def score(runs: Iterable[Run]) -> dict[str, Any]:
     }
 
 
-def evaluate(seeds: Sequence[int], pairs: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every cause alone and every pair, over the seeds; `single` and `pair`: shares over all runs with a finding."""
+def evaluate(seeds: Sequence[int], pairs: bool, misled: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every cause alone and every pair, over the seeds; `single` and `pair`: shares over all runs with a finding.
+
+    `misled`: a little of every other cause comes at the same time.
+    """
     chosen = [(cause,) for cause in CAUSES]
-    report: dict[str, Any] = {"seeds": list(seeds)}
+    report: dict[str, Any] = {"seeds": list(seeds), "misled": misled}
     for what, name, sets in (("causes", "single", chosen), ("pairs", "pair", list(combinations(CAUSES, 2)))):
         if name == "pair" and not pairs:
             continue
         report[what], runs = {}, []
         for causes in sets:
-            some = [run(seed, causes) for seed in seeds]
+            some = [run(seed, causes, misled=misled) for seed in seeds]
             runs += some
             report[what]["+".join(causes)] = found = score(some)
             say(f"{'+'.join(causes)}: named in {found['named']} of {found['runs']} runs")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.pool.latency import Latency
 from models.pool.latency_causes import CAUSES, service
 from models.pool.latency_norms import KNOWN_MIN, Norm
 from models.pool.latency_steps import OBSERVATIONS_MIN, Load, Steps
@@ -189,12 +188,12 @@ def test_the_step_model_finds_the_law_and_takes_known_slowdowns_out() -> None:
         assert steps.residual(load, 1.5 * law_s(load)) == pytest.approx(math.log(1.5), abs=0.02)
 
 
-def test_state_is_plain_and_whole() -> None:
-    """A copy made from the state says the same of the next window."""
-    fold = pool_fold()
+def test_state_is_whole() -> None:
+    """A fold made from the dump holds the same of a pool's latency, in the middle of a finding."""
+    fold, copy = pool_fold(), pool_fold()
     log = [record._replace(offset=offset) for offset, record in enumerate(records(make(2, ["kv"])))]
     fold.apply(log[:260])
-    held = fold.pools["chat"].latency
-    copy = Latency()
-    copy.restore(json.loads(json.dumps(held.state())))
-    assert copy.state() == held.state()
+    copy.load(fold.dump())
+    held = fold.pools["chat"].latency.state()
+    assert held["found"] is not None
+    assert copy.pools["chat"].latency.state() == held
