@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.generators.interference_load import CONFOUNDERS, Setting
 from tests.generators.interference_real import beside, burst, vllm_cpu
-from tests.generators.interference_score import WARM_WINDOWS, alarms, auc, run, scores, tell
+from tests.generators.interference_score import WARM_WINDOWS, alarms, auc, run, scores, share, tell
 
 TARGETS = {
     "auc": ("at least", 0.97),
@@ -68,9 +68,9 @@ def missed(found: dict[str, Any], setting: Setting, rates: dict[str, dict[str, f
     bad = []
     if setting.slowdown >= 1.2 and setting.noise <= 0.05 and setting.observation != "presence":
         for name, (how, limit) in TARGETS.items():
-            good = found[name] >= limit if how == "at least" else found[name] <= limit
-            if not good:
-                bad.append(f"{name} {found[name]:.3f}, {how} {limit} wanted")
+            value = found[name]
+            if value is None or (value < limit if how == "at least" else value > limit):
+                bad.append(f"{name} {value}, {how} {limit} wanted")
     bad += [f"{rate['alarms']} false alarms under {name}" for name, rate in rates.items() if rate["alarms"]]
     return bad
 
@@ -90,14 +90,13 @@ def real(data: Path, slowdown: float, draws: range, say: Progress) -> dict[str, 
         usable = ~np.isnan(agreed)
         positive = usable & (told.truth >= 1 + 0.4 * (slowdown - 1))
         quiet = usable & (told.truth <= 1.01)
-        blamed = told.named & told.victim & usable & (told.truth > 1.01)
         error = np.abs(np.log(told.said["slowdown"]) - np.log(told.truth))
         found[name] = {
             "windows": len(load["tokens"]),
             "false_windows": float(solo.victim[~np.isnan(solo.said["agreed"])].mean()),
             "recall": float(told.victim[positive].mean()),
             "auc": auc(agreed[positive], agreed[quiet]),
-            "antagonist_accuracy": float(told.right[blamed].mean()),
+            "antagonist_accuracy": share(told.right[told.victim & usable]),
             "median_severity_error": float(np.median(error[positive & told.victim])),
             "unexplained_windows": float((~np.isnan(solo.said["unexplained"])).mean()),
         }

@@ -24,7 +24,6 @@ class Told:
     victim: np.ndarray
     right: np.ndarray
     """The antagonist that was named is the one."""
-    named: np.ndarray
     said: dict[str, np.ndarray]
     truth: np.ndarray
 
@@ -60,26 +59,25 @@ def tell(w: Windows, graded: bool = True) -> Told:
     """Runs the model over all windows."""
     windows, n = w.slowdown.shape
     model, limits = Interference(), LimitsSpec()
-    victim, right, named = (np.zeros((windows, n), bool) for _ in range(3))
+    victim, right = (np.zeros((windows, n), bool) for _ in range(2))
     said = {name: np.full((windows, n), np.nan) for name in _FIELDS}
     for t in range(windows):
         for columns in model.step(1e9 + t * WINDOW_S, observe(w, t, graded), limits).values():
             for k, replica in enumerate(columns["replica"]):
                 i = int(replica[1:])
                 victim[t, i] = columns["victim"][k]
-                named[t, i] = columns["antagonist"][k] is not None
                 right[t, i] = columns["antagonist"][k] == NEIGHBOURS[0]
                 for name in _FIELDS:
                     value = columns[name][k]
                     said[name][t, i] = np.nan if value is None else value
-    return Told(victim, right, named, said, w.slowdown)
+    return Told(victim, right, said, w.slowdown)
 
 
 def run(seeds: Sequence[int], setting: Setting) -> Told:
     """Generates and tells; what is learned from first is cut off."""
     told = tell(generate(seeds, setting), setting.observation != "presence")
     cut = {name: values[WARM_WINDOWS:] for name, values in told.said.items()}
-    rest = (array[WARM_WINDOWS:] for array in (told.victim, told.right, told.named))
+    rest = (array[WARM_WINDOWS:] for array in (told.victim, told.right))
     return Told(*rest, cut, told.truth[WARM_WINDOWS:])
 
 
@@ -91,7 +89,12 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((below + ties / 2).mean() / len(negative))
 
 
-def scores(harmed: Told, spared: Told, slowdown: float, alone: bool = True) -> dict[str, float]:
+def share(flags: np.ndarray) -> float | None:
+    """Mean of flags; None where there are none."""
+    return float(flags.mean()) if flags.size else None
+
+
+def scores(harmed: Told, spared: Told, slowdown: float, alone: bool = True) -> dict[str, float | None]:
     """The figures of one setting: `harmed` with, `spared` without the antagonist's harm, the same seeds."""
     agreed = harmed.said["agreed"]
     usable = ~np.isnan(agreed)
@@ -102,21 +105,21 @@ def scores(harmed: Told, spared: Told, slowdown: float, alone: bool = True) -> d
     threshold = float(np.quantile(everything, 0.99))
     alarm = harmed.victim & usable
     hit = positive & (agreed > threshold)
+    untouched = usable & (harmed.truth <= 1.01)
     error = np.abs(np.log(harmed.said["slowdown"]) - np.log(harmed.truth))
     inside = (harmed.said["slowdown_low"] <= harmed.truth) & (harmed.truth <= harmed.said["slowdown_high"])
-    blamed = harmed.named & alarm & (harmed.truth > 1.01)
     return {
         "auc": auc(agreed[positive], agreed[quiet]),
         "threshold": threshold,
-        "recall": float(hit.sum() / positive.sum()),
-        "rule_recall": float((alarm & positive).sum() / positive.sum()),
+        "recall": share(hit[positive]),
+        "rule_recall": share(alarm[positive]),
         "false_alarm_rate": float((agreed[quiet] > threshold).sum() + (free > threshold).sum()) / len(everything),
-        "rule_false_alarm_rate": float(harmed.victim[quiet].mean()),
-        "rule_false_alarm_rate_spared": float(spared.victim.mean()),
-        "antagonist_accuracy": float(harmed.right[blamed].mean()) if blamed.any() else float("nan"),
-        "median_severity_error": float(np.median(error[hit])),
-        "interval_coverage": float(inside[hit].mean()),
-        "unexplained_rate_spared": float((~np.isnan(spared.said["unexplained"])).mean()),
+        "rule_false_alarm_rate": share(harmed.victim[untouched]),
+        "rule_false_alarm_rate_spared": share(spared.victim),
+        "antagonist_accuracy": share(harmed.right[alarm]),
+        "median_severity_error": float(np.median(error[hit])) if hit.any() else None,
+        "interval_coverage": share(inside[hit]),
+        "unexplained_rate_spared": share(~np.isnan(spared.said["unexplained"])),
     }
 
 
