@@ -134,7 +134,7 @@ def _table(near: Series, start_s: float, end_s: float, now_s: float, gap_s: floa
     most = end_s - start_s
     return {
         "status": latest(near, STATUS, inside),
-        "parent": latest(near, AT["parent"], near.at < np.inf),
+        "parent": latest(near, AT["parent"], near.at < end_s),
         "samples": count(near, inside).astype(np.float64),
         "covered_s": np.bincount(near.group, weight, len(near.subjects)),
         "idle_s": held_s(near, weight, ~(np.isnan(util) & np.isnan(sm)), idle),

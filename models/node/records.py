@@ -15,7 +15,7 @@ from models.fold import BaseFold
 from models.node import engines, gpus
 from models.node.histograms import METRICS, Histograms
 from models.node.holdings import GPUS_MAX, Holdings
-from models.node.processes import TEXTS, Processes
+from models.node.processes import SPEAKS_S, TEXTS, Processes
 from models.node.samples import Added, SampleStore
 from models.node.texts import Texts, coded
 from models.windows import WINDOW_S, window_start
@@ -69,7 +69,8 @@ class NodeRecords(BaseFold):
         batch = self._listed(record, self.check_times(record, batch, self.limits.grace_node_s))
         subjects = node["code"] * GPUS_MAX + batch.numbers["gpu"]
         values = gpus.values_of(batch.numbers, _flags(batch, "lost"))
-        self._add(record, batch, self.gpu_samples, self.gpu_dirty, subjects, values)
+        # What the first sample of a GPU says of an error may be of a window before it.
+        self._add(record, batch, self.gpu_samples, self.gpu_dirty, subjects, values, gpus.AT["xid_at_s"])
 
     def _listed(self, record: LogRecord, batch: Batch) -> Batch:
         """The rows whose GPU index is within bounds; others are refused."""
@@ -99,7 +100,10 @@ class NodeRecords(BaseFold):
         if not self._room(record, batch, self.processes.store.size):
             return
         texts = {column: self._coded(batch, column) for column in TEXTS}
-        self._noted(batch, self.processes.add(subjects, batch, texts), self.slow_dirty)
+        added = self.processes.add(subjects, batch, texts)
+        if added.from_s < np.inf:  # a reading speaks for the time before it
+            added = added._replace(from_s=min(added.from_s, float(batch.numbers["at_s"].min()) - SPEAKS_S))
+        self._noted(batch, added, self.slow_dirty)
 
     def _engines(self, record: LogRecord, batch: Batch) -> None:
         name = _node_name(record, batch.meta.get("node", ""))

@@ -91,6 +91,7 @@ class SampleStore:
         self.size = 0
         self.last: dict[int, tuple[float, int]] = {}
         """Subject -> time and shape (see `_shapes`) of its latest sample; follows from `data`."""
+        self._sorted: Series | None = None
 
     def add(self, subjects: np.ndarray, at: np.ndarray, values: np.ndarray, gap_s: float) -> Added:
         """Takes samples: subjects [n], at [n] and values [columns, n]; a sample speaks for at most `gap_s`."""
@@ -149,12 +150,15 @@ class SampleStore:
         block = self.data[:, self.size : end]
         block[SUBJECT], block[AT], block[2:] = s, t, values
         self.size = end
+        self._sorted = None
 
     def series(self) -> Series:
-        """All samples by subject and time; to be used before the store changes."""
-        subject, at = self.data[SUBJECT, : self.size], self.data[AT, : self.size]
-        order = np.lexsort((at, subject))
-        return Series(subject[order], at[order], None, self.data[2:], order)
+        """All samples by subject and time; to be used before the store changes, and until then sorted once."""
+        if self._sorted is None:
+            subject, at = self.data[SUBJECT, : self.size], self.data[AT, : self.size]
+            order = np.lexsort((at, subject))
+            self._sorted = Series(subject[order], at[order], None, self.data[2:], order)
+        return self._sorted
 
     def distinct(self, column: int) -> np.ndarray:
         """The known values of a column, ascending."""
@@ -179,6 +183,7 @@ class SampleStore:
 
     def _index(self) -> None:
         self.last = {}
+        self._sorted = None
         series = self.series()
         latest = np.isinf(series.next_at)
         self._note(series.subjects, series.at[latest], _shapes(series.chosen(latest).values))

@@ -174,7 +174,7 @@ def _share(
 
 
 def missed(series: Series, number: np.ndarray, dead: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
-    """float64 [G], whole: readings that failed in the window; NaN where nothing tells.
+    """float64 [G], whole: readings that failed in the window; NaN where none lies in it or around it.
 
     `number` [R]: of the reading, NaN = unknown: what lies between two that differ by more than one has failed, evenly
     in between and rounded so that adjoining windows add up. `dead` [R]: readings that say themselves that they failed;
@@ -193,7 +193,8 @@ def missed(series: Series, number: np.ndarray, dead: np.ndarray, start_s: float,
     following = np.minimum.accumulate(index[::-1])[::-1]
     after = np.minimum(following, max(len(valid) - 1, 0))
     told = (following < len(valid)) & counted[after] & (series.group[after] == series.group)
-    alone = dead & ~told & within(series, start_s, end_s)
+    inside = within(series, start_s, end_s)
+    alone = dead & ~told & inside
     found += np.bincount(series.group[alone], minlength=size)
-    tells = np.bincount(series.group[valid | dead], minlength=size) > 0
-    return np.where(tells, found, np.nan)
+    tells = ((valid | dead) & inside) | (counted & (pairs.from_s < end_s) & (series.at > start_s))
+    return np.where(np.bincount(series.group[tells], minlength=size) > 0, found, np.nan)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.node.fold import CLOSES_MAX
@@ -149,6 +150,7 @@ def test_bounds() -> None:
 
 
 @settings(max_examples=60)
+@example([0, 12_379_019_988], Random(0))  # the first of a subject comes after a window that closed without it
 @given(st.lists(seeds, max_size=20), st.randoms(use_true_random=False))
 def test_any_order_gives_the_same_windows(drawn: list[int], random: Any) -> None:
     """Whatever the order in which samples and their duplicates come within the grace, the final windows are those

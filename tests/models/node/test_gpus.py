@@ -97,6 +97,12 @@ def test_xid_is_in_the_window_in_which_it_came() -> None:
     assert (one(rows)["xid"], one(rows, T0 + 10)["xid"]) == (79, None)
 
 
+def test_xid_of_the_first_sample_revises_the_window_before() -> None:
+    """An exporter that begins after the window has closed still tells of an error that came in it."""
+    first = read(T0 + 13.0, xid=79, xid_at_s=T0 + 9.0)
+    assert one([tick(T0 + 12.0), first, tick(T0 + 14.0)])["xid"] == 79
+
+
 def test_flags_and_limits_are_the_latest() -> None:
     """What waits to be repaired and the power cap are as last read; the power is also given at its largest."""
     rows = [read(T0 + 1.0, remap_pending=0, power_limit_w=700.0, power_w=600.0)]

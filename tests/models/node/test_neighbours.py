@@ -188,6 +188,15 @@ def test_power_of_a_shared_gpu_is_split() -> None:
     assert alone["a"]["energy_j"] == 4000
 
 
+def test_reading_after_the_end_revises() -> None:
+    """A process that is first read after a window has closed speaks for that window too, and it is revised."""
+    held = [replica("a", gpus=[0], gpu_share=0.25), replica("b", gpus=[0], gpu_share=0.75)]
+    both = [taking(1, 30.0, T0 + 13.0, replica="a"), taking(2, 10.0, T0 + 13.0, replica="b")]
+    records = [inventory(T0 - 5.0, held), *powered(0), tick(T0 + 12), process(T0 + 13.0, both), tick(T0 + 22)]
+    found = final(run(fold(), log(*sorted(records, key=lambda r: r.at_ms))), ENGINE_WINDOWS)[("chat", T0)]
+    assert [row["energy_j"] for row in found] == pytest.approx([3000, 1000])
+
+
 def test_silent_gpus_leave_replicas_unknown() -> None:
     """Without samples of its GPUs nothing is said of them."""
     got = of_gpus([inventory(T0 - 5.0, [replica()]), busy(T0 + 1.0, "r1")])["r1"]
