@@ -46,6 +46,13 @@ def test_the_intake_listens_where_it_is_told(told: list[Any], fleetloop: Run, mo
     assert [(o.host, o.port) for o in told] == [("127.0.0.1", 8810), ("127.0.0.1", 1234), ("127.0.0.1", 4321)]
 
 
+def test_the_intake_follows_a_folder(told: list[Any], fleetloop: Run, tmp_path: Path) -> None:
+    """And listens for gRPC, where it is told to."""
+    fleetloop("export", "traces", "--tail", tmp_path, "--grpc-port", "4317")
+    assert "FLEETLOOP_INTAKE_TAIL_DIR" in fleetloop("export", "traces", "--tail", tmp_path / "x", code=EXIT_INPUT).err
+    assert [(o.tail_dir, o.grpc_port) for o in told] == [(tmp_path, 4317)]
+
+
 def test_engines_are_named_by_option_or_variable(
     told: list[Any], fleetloop: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
