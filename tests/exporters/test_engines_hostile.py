@@ -155,8 +155,8 @@ async def test_costs_its_own_slot(
     options = EngineOptions.of(
         targets=[f"bad={server.url}", f"good={neighbour.url}"],
         period_s=0.1,
-        timeout_s=0.5,
-        dead_after_s=0.6,
+        timeout_s=1.0,
+        dead_after_s=1.5,
         bytes_max=2_000_000,
     )
     exporter = EngineExporter(settings, deployment, options)
