@@ -147,7 +147,9 @@ INTERFERENCE_WINDOWS = Columns(
         Column("slowdown", "f64", "Time per token as a multiple of what its own load explains.", "1"),
         Column("slowdown_low", "f64", "Lower end of its 95 % interval.", "1"),
         Column("slowdown_high", "f64", "Upper end of its 95 % interval.", "1"),
-        Column("agreed", "f64", "What the alarm rests on: neighbours' pressure explains, and is seen, at least this.", "1"),
+        Column(
+            "agreed", "f64", "What the alarm rests on: neighbours' pressure explains, and is seen, at least this.", "1"
+        ),
         Column("pressure", "f64", "The antagonist's share of SM, memory or host CPU, the largest of them.", "1"),
         Column("graded", "i64", "1: pressure was measured; 0: only presence is known, and it says less.", high=1),
         Column("unexplained", "f64", "Slowness that no neighbour explains, as a multiple. Null: none.", "1"),
@@ -193,7 +195,9 @@ ENGINE_WINDOWS = Columns(
         Column("gpu_type", "text", "Product name."),
         Column("engine", "text", "What runs there: vllm, sglang, ..."),
         Column("model", "text", "Model served, as the engine names it."),
-        Column("answers", "i64", "1: the latest scrape answered; 0: the target is dead. Null: not scraped of late.", high=1),
+        Column(
+            "answers", "i64", "1: the latest scrape answered; 0: the target is dead. Null: not scraped of late.", high=1
+        ),
         Column("allocated_s", "f64", "Time in the window that it was billed.", "s", required=True),
         Column("loading_s", "f64", "... of this, while it started.", "s"),
         Column("draining_s", "f64", "... of this, while it drained.", "s"),
