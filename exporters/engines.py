@@ -30,7 +30,7 @@ from exporters.engine_inventory import Inventory
 from exporters.engine_options import EngineOptions
 from exporters.engine_slot import Slot
 from exporters.exposition import PageError, lines_of
-from exporters.fetch import Credentials, Fetcher, tls
+from exporters.fetch import Credentials, Fetcher, said, tls
 from exporters.layout import Layout, Limits
 from exporters.pages import PageReader
 from exporters.planned import Read, one_a_model
@@ -195,7 +195,7 @@ class EngineExporter(Collector):
             elif (layout := slot.reader.to_verify(began)) is not None:
                 asking = self._learner(lines, layout.agrees, lines, page.openmetrics)
                 asking.add_done_callback(partial(_verified, slot.reader, layout))
-        except (aiohttp.ClientError, OSError, TimeoutError, PageError, SettingsError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError, PageError, SettingsError) as error:
             self._failed(slot, error)
             return
         if slot.failure:
@@ -228,7 +228,7 @@ class EngineExporter(Collector):
         if slot.failure != kind:
             slot.failure = kind
             trace = error.__cause__ if kind == "adapter" else None
-            known = {"replica": slot.target.replica, "error": str(error)[:300] or kind}
+            known = {"replica": slot.target.replica, "error": said(error)[:300]}
             log.warning("target does not answer", **known, exc_info=trace)
 
     def _count(self, counts: Counter[str]) -> None:

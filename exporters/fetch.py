@@ -23,6 +23,18 @@ TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 HEADERS = {"Accept": f"{TEXT};version=0.0.4,*/*;q=0.1", "Accept-Encoding": "identity", "User-Agent": "fleetloop"}
 
 
+def said(error: Exception) -> str:
+    """What an error of a request says, without the URL: its query may hold a secret."""
+    match error:
+        case aiohttp.ClientResponseError():
+            text = error.message
+        case aiohttp.InvalidURL():
+            text = "no URL that can be asked"
+        case _:
+            text = str(error)
+    return text or type(error).__name__
+
+
 class PageBody(NamedTuple):
     """A page as it came."""
 

@@ -61,7 +61,11 @@ def from_kubeconfig(path: Path) -> Access:
             raise ValueError(f"{sorted(unable)[0]} is not supported: use a token or a client certificate")
         token_file = (path.parent / user["tokenFile"]) if "tokenFile" in user else None
         return Access(str(cluster["server"]).rstrip("/"), user.get("token", ""), token_file, _tls(path, cluster, user))
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:  # its text quotes the line, which may hold the token
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise setting_error("KUBERNETES_CONFIG", ValueError(f"{path}: cannot be read as YAML{where}")) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise setting_error("KUBERNETES_CONFIG", ValueError(f"{path}: {type(error).__name__}: {error}")) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import yaml
 
+from exporters.fetch import said
 from exporters.targets import Rules, SourceError, Target
 
 BYTES_MAX = 16 * 1024 * 1024
@@ -70,7 +71,7 @@ class HttpSource:
                     raise SourceError(f"{self._shown}: status {answer.status}")
                 body = await bounded(answer, BYTES_MAX)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise SourceError(f"{self._shown}: {error or type(error).__name__}") from None
+            raise SourceError(f"{self._shown}: {said(error)}") from None
         return self.rules.groups(await asyncio.to_thread(_parsed, body, self._shown), self._shown)
 
 

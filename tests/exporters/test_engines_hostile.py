@@ -172,6 +172,19 @@ async def test_costs_its_own_slot(
     assert {row[1] for row in rows("running") if row[0] == "good"} == {"ok"}
 
 
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "chat..example"])
+async def test_a_host_that_is_no_name_is_a_dead_target(settings: Settings, deployment: Deployment, host: str) -> None:
+    """As a source may say it: the exporter goes on."""
+    options = EngineOptions.of(targets=f"bad=http://{host}:8000/metrics", period_s=0.1, dead_after_s=0.2)
+    exporter = EngineExporter(settings, deployment, options)
+    stop = asyncio.Event()
+    running = asyncio.create_task(exporter.run(stop))
+    await until(lambda: running.done() or ("bad", "dead") in [row[:2] for row in rows("running")])
+    stop.set()
+    await running
+    assert _counted(exporter, "connect") >= 1
+
+
 def _counted(exporter: EngineExporter, reason: str) -> float:
     samples = [s for metric in exporter.edge.metrics.collect() for s in metric.samples]
     return sum(s.value for s in samples if s.name.endswith("errors_total") and s.labels["what"] == reason)

@@ -116,6 +116,22 @@ async def test_a_url_is_polled(server: Web) -> None:
         await HttpSource("http://127.0.0.1:1/", Rules(), 10).targets()
 
 
+async def test_a_url_that_answers_no_http_is_shown_without_its_query() -> None:
+    """The client's own text has the whole URL."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"220 mail.example ESMTP\r\n\r\n")
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with other:
+        port = other.sockets[0].getsockname()[1]
+        with pytest.raises(SourceError, match="/sd: Bad status line") as error:
+            await HttpSource(f"http://127.0.0.1:{port}/sd?token=secret", Rules(), 10).targets()
+    assert "secret" not in str(error.value)
+
+
 # -- DNS -------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +349,15 @@ def test_kubeconfig(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=f"FLEETLOOP_ENGINES_KUBERNETES_CONFIG: .*{why}"):
             from_kubeconfig(_kubeconfig(tmp_path, cluster, user))
+
+
+def test_a_kubeconfig_that_cannot_be_read_is_not_quoted(tmp_path: Path) -> None:
+    """The line at fault may hold the token."""
+    path = tmp_path / "config"
+    path.write_text("users:\n- name: u\n  user:\n    token: hush: hush\n")
+    with pytest.raises(SettingsError, match=r"cannot be read as YAML \(line 4\)") as error:
+        from_kubeconfig(path)
+    assert "hush" not in str(error.value)
 
 
 def test_in_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
