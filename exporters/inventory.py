@@ -88,7 +88,7 @@ class Holdings:
             if status.st_size > BYTES_MAX:
                 raise SettingsError(f"{self.path}: {status.st_size} bytes: at most {BYTES_MAX}")
             content = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: no text; no such date
             raise SettingsError(f"{self.path}: cannot be read as YAML: {error}") from None
         told, rules = self._checked(content, now_s)
         self._told, self._rules, self._judged = told, rules, {}

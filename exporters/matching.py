@@ -40,7 +40,7 @@ class Owner(NamedTuple):
 def _compiled(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"no regular expression: {error}") from None
     return text
 

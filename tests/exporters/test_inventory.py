@@ -44,6 +44,8 @@ def pod(gpu: int, name: str, container: str = "engine") -> Seen:
         ("replicas: {a: {pool: p, gpus: [0], state: odd}}", r"replicas\.a\.state"),
         ("replicas: {a: {pool: p, gpus: [0], command: '['}}", r"replicas\.a\.command.*no regular expression"),
         ("{", "YAML"),
+        ("replicas: {a: {pool: p, gpus: [0], tenant: 2024-13-45}}", "YAML"),
+        ("match: [{command: 'a{99999999999999999999}', pool: p, replica: r}]", "no regular expression"),
         ("match: 1", "match"),
         ("match: [{pool: p}]", r"match\[0\].*needs `pod`"),
         ("match: [{pod: a}]", r"match\[0\]\.pool"),
