@@ -57,7 +57,7 @@ class NvmlOptions(BaseSettings):
     mapping_file: Path | None = Field(
         None, description="YAML file: which replica of which pool runs on which GPUs; read again when it changes."
     )
-    gpu_types: dict[str, str] = Field(
+    gpu_types: dict[str, Name] = Field(
         {}, description="JSON: NVML product name -> name in the price list, where the usual one does not fit."
     )
     period_s: float = Field(1.0, ge=0.1, le=60, description="Time between two readings, s.")

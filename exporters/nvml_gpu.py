@@ -20,6 +20,8 @@ FALLBACKS = {
     "energy_j": ("nvmlDeviceGetTotalEnergyConsumption", c_ulonglong),
 }
 """Columns that have a function of their own (mW, mJ) where the grouped call does not give them."""
+THERMAL = tuple(f"throttle_{kind}_thermal_ns" for kind in ("sw", "hw", "any"))
+"""Counters of which the first two together, or else the last, are the column."""
 
 
 class Gpu:
@@ -69,8 +71,11 @@ class Gpu:
         asking = self.asking
         values = asking.ask(self._fields)
         self.latency_us += self._fields.latency_us
-        thermal = [values.pop(f"throttle_{kind}_thermal_ns", None) for kind in ("sw", "hw", "any")]
-        values["throttle_thermal_ns"] = thermal[2] if None in thermal[:2] else thermal[0] + thermal[1]  # type: ignore[operator]
+        soft, hard, either = (values.pop(name, None) for name in THERMAL)
+        if not asking.unsupported.isdisjoint(THERMAL[:2]):
+            values["throttle_thermal_ns"] = either
+        else:  # of a counter that is missing once the other one does not take the place: it would jump, and back
+            values["throttle_thermal_ns"] = None if soft is None or hard is None else soft + hard
         for name, source in self._others.items():
             if values.get(name) is None:
                 values.update(asking.ask(source))

@@ -198,3 +198,5 @@ def test_options_name_variable_value_and_remedy(monkeypatch: pytest.MonkeyPatch)
     assert NvmlOptions.of(node=None).period_s == 2
     with pytest.raises(SettingsError, match="FLEETLOOP_NVML_NODE: 'a/b'"):
         NvmlOptions.of(node="a/b")
+    with pytest.raises(SettingsError, match="FLEETLOOP_NVML_GPU_TYPES"):
+        NvmlOptions.of(gpu_types={"NVIDIA H100": "H100/80"})

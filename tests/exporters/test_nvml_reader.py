@@ -165,6 +165,17 @@ def test_transient_errors_are_null_once_and_counted(stub: Stub, reader: NvmlRead
     assert (row["util_gpu_pct"], row["mem_temp_c"]) == (40, 71)
 
 
+def test_a_counter_never_takes_the_place_of_another(stub: Stub, reader: NvmlReader) -> None:
+    """Thermal throttling is the two counters together, or null: the third one counts from elsewhere."""
+    reader.open()
+    (row,) = read(reader)
+    soft = nv.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN
+    stub.set({f"fielderror.{soft}": nv.NVML_ERROR_TIMEOUT})
+    assert "throttle_thermal_ns" not in read(reader)[0]
+    stub.set({f"fielderror.{soft}": None})
+    assert read(reader)[0]["throttle_thermal_ns"] >= row["throttle_thermal_ns"]
+
+
 CALLS = {
     "nvmlDeviceGetUtilizationRates": {"util_gpu_pct", "util_mem_pct"},
     "nvmlDeviceGetClockInfo": {"sm_clock_mhz", "mem_clock_mhz"},
