@@ -8,12 +8,15 @@ from typing import Any
 from exporters.edge import Edge
 from schemas.columns import Columns
 from schemas.log import CONTENT_ARROW
+from schemas.node import ENGINE_HISTOGRAMS
 from schemas.topics import NODE_SAMPLES
 
 GATHER_S = 0.05
 """Rows of a node that come within this time of each other go into one batch."""
 ROWS_MAX = 500
 """... unless there are so many: a batch stays far below 512 KiB."""
+BINS_ROWS_MAX = 100
+"""... of distributions, which may have 256 buckets each."""
 
 Row = dict[str, Any]
 
@@ -32,7 +35,7 @@ class Batches:
         self._kinds[kind.kind] = kind
         rows = self._rows.setdefault(node, {}).setdefault(kind.kind, [])
         rows.append(row)
-        if len(rows) >= ROWS_MAX:
+        if len(rows) >= (BINS_ROWS_MAX if kind is ENGINE_HISTOGRAMS else ROWS_MAX):
             self.flush(node)
         elif node not in self._timers:
             self._timers[node] = asyncio.get_running_loop().call_later(GATHER_S, self.flush, node)

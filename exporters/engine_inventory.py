@@ -20,6 +20,8 @@ FORGET_S = 300.0
 """GPUs that dcgm-exporter no longer speaks of are forgotten after so long."""
 TYPE_UNKNOWN = "unknown"
 GPUS_MAX = 1024
+HELD_MAX = 64
+"""GPUs of one replica on a node."""
 
 
 class Inventory:
@@ -56,7 +58,7 @@ class Inventory:
             if gpu is not None:
                 found.setdefault(node, {})[gpu.gpu] = gpu
                 held = pods.setdefault(node, {})
-                if read.plan.pod:
+                if read.plan.pod and len(held.get(read.plan.pod, ())) < HELD_MAX:
                     held.setdefault(read.plan.pod, []).append(gpu.gpu)
         self._gpus.update(found)
         self._pods.update(pods)

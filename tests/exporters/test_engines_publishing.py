@@ -15,6 +15,7 @@ from aiohttp import web
 
 from exporters.engine_batches import ROWS_MAX, Batches
 from exporters.engines import EngineExporter, EngineOptions
+from exporters.planned import BOUNDS_MAX
 from schemas.base import decode
 from schemas.config import Deployment
 from schemas.log import CONTENT_ARROW
@@ -193,6 +194,18 @@ async def test_rows_that_come_together_are_one_batch(settings: Settings, deploym
     assert {r.content_type for r in records} == {CONTENT_ARROW}
 
 
+async def test_distributions_of_many_buckets_fit_their_topic(settings: Settings, deployment: Deployment) -> None:
+    """However many rows of the most buckets come together: no batch is refused, and no scrape fails of it."""
+    exporter = EngineExporter(settings, deployment, EngineOptions.of(targets="r=http://127.0.0.1:1/metrics"))
+    batches = Batches(exporter.edge)
+    bins = [float(i) for i in range(2 * BOUNDS_MAX + 1)]
+    for i in range(ROWS_MAX - 1):
+        batches.add(ENGINE_HISTOGRAMS, "n1", {"replica": f"r{i}", "at_s": 1.0, "metric": "ttft_s", "bins": bins})
+    batches.flush_all()
+    assert sum(r.batch().rows for r in Producer.made[0].records) == ROWS_MAX - 1
+    assert max(len(r.value) for r in Producer.made[0].records) < 512 * 1024
+
+
 def test_rows_and_columns_are_encoded_alike() -> None:
     """The short way from rows gives the bytes that the way by columns gives."""
     found = [{"replica": "a", "at_s": 1.0, "running": None, "scrape": 3}, {"replica": "b", "at_s": 2, "waiting": 0.0}]
@@ -302,6 +315,24 @@ async def test_who_is_on_a_node(
     (after,) = [i for i in _inventories() if i.node == "node-9"][-1:]
     assert {r.replica for r in after.replicas if r.since_s > since[r.replica]} == {"c2"}
     assert {i.node for i in _inventories()} <= {"node-9", exporter.host}
+
+
+async def test_a_pod_that_is_said_to_hold_more_gpus_than_a_replica_may(
+    fleet: Fleet, running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first ones are its own: inventories go on."""
+    monkeypatch.setattr("exporters.engine_inventory.LOOK_S", 0.05)
+    line = 'DCGM_FI_DEV_FB_USED{{gpu="{}",GPU_I_ID="{}",Hostname="node-9",namespace="serving",pod="chat-1"}} 1\n'
+    fleet.pages |= {"/d": "".join(line.format(i // 16, i % 16) for i in range(100)), "/chat-1": VLLM}
+    pod = {"__meta_kubernetes_namespace": "serving", "__meta_kubernetes_pod_name": "chat-1"}
+    labels = [
+        {"replica": "d", "__metrics_path__": "/d", "engine": "dcgm", "node": "node-9"},
+        {"replica": "chat-1", "__metrics_path__": "/chat-1", "pool": "chat", "node": "node-9", **pod},
+    ]
+    path = tmp_path / "targets.json"
+    path.write_text(json.dumps([{"targets": [fleet.address], "labels": one} for one in labels]))
+    running.begin(file_sd=str(path), inventory="targets")
+    await until(lambda: _last("node-9", lambda i: [len(r.gpus) for r in i.replicas] == [64]))
 
 
 async def test_gpus_that_nobody_names_are_counted(
