@@ -16,6 +16,7 @@ from schemas.requests import REQUEST_ROWS
 
 CONTENT_NDJSON = "application/x-ndjson"
 REFUSALS_SHOWN = 100
+MEMBERS_MAX = 1_000
 
 
 class Rows(NamedTuple):
@@ -101,7 +102,11 @@ def decompressed(body: bytes, encoding: str, bytes_max: int) -> bytes:
         raise InvalidRecord("unknown_type", "Content-Encoding", encoding, "send gzip, deflate or none")
     out: list[bytes] = []
     left = bytes_max + 1
+    members = 0
     while body and left > 0:  # a gzip file may have several members
+        members += 1
+        if members > MEMBERS_MAX:  # each is cut from what follows it: many would cost their number times their length
+            raise InvalidRecord("too_large", "body", encoding, f"send at most {MEMBERS_MAX} members of gzip at once")
         inflate = zlib.decompressobj(zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
         try:
             out.append(inflate.decompress(body, left))

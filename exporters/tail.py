@@ -87,13 +87,19 @@ class Tail:
         """Takes at most a chunk of each file; True where there may be more. Raises NotStored, OSError."""
         more = False
         found = await asyncio.to_thread(self._files)
+        failed: OSError | None = None
         for path, inode, size in found:
-            more |= await self._follow(path, inode, size)
+            try:
+                more |= await self._follow(path, inode, size)
+            except OSError as error:  # one that cannot be read keeps none of the others back
+                failed = error
         gone = [name for name in self.positions if name not in {path.name for path, _, _ in found}]
         for name in gone:
             del self.positions[name]
         if gone:
             await asyncio.to_thread(self._save)
+        if failed is not None:
+            raise failed
         return more
 
     async def _follow(self, path: Path, inode: int, size: int) -> bool:

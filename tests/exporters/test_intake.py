@@ -255,6 +255,8 @@ async def test_a_compressed_body_is_measured_when_decompressed(opened: Opened) -
         assert (await client.post(gzip.compress(good)[:-9], Content_Encoding="gzip"))[0] == 400
         assert (await client.post(good, Content_Encoding="gzip"))[0] == 400
         assert (await client.post(good, Content_Encoding="snappy"))[0] == 415
+        status, answer = await client.post(gzip.compress(b"") * 2_000 + gzip.compress(good), Content_Encoding="gzip")
+        assert (status, "members" in answer["refused"][0]["remedy"]) == (413, True)
 
 
 async def test_a_token_is_asked_for(opened: Opened) -> None:

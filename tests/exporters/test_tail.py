@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import exporters.tail as tail_module
 from exporters.intake import Intake
 from exporters.intake_options import IntakeOptions
 from exporters.intake_sink import NotStored
@@ -198,6 +199,26 @@ async def test_removed_files_are_forgotten(follow: Callable[..., Tail], tmp_path
     path.unlink()
     await tail.step()
     assert json.loads((tmp_path / STATE_FILE).read_text()) == {}
+
+
+async def test_a_file_that_cannot_be_read_keeps_none_back(
+    follow: Callable[..., Tail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is said, and the files after it are read."""
+    locked = append(tmp_path, 7, line(1))
+    append(tmp_path, 8, line(2))
+    read = tail_module._read
+
+    def refuses(path: Path, start: int, size: int) -> bytes:
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return read(path, start, size)
+
+    monkeypatch.setattr(tail_module, "_read", refuses)
+    tail = follow()
+    with pytest.raises(PermissionError):
+        await tail.step()
+    assert ids() == ["rid-2"]
 
 
 async def test_many_lines_come_in_pieces(settings: Settings, follow: Callable[..., Tail], tmp_path: Path) -> None:
