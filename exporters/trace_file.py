@@ -7,9 +7,11 @@ say (the latencies of Azure's) is unknown, not 0.
 from __future__ import annotations
 
 import asyncio
+import csv
 import heapq
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -188,10 +190,13 @@ class Replay:
 
     def _events(self) -> Iterator[Event]:
         kind = self.options.kind()
-        for event in self._lines() if kind == "jsonl" else self._published(kind):
-            if self.options.duration_s is not None and event.due_s > self.options.duration_s:
-                return
-            yield event
+        try:
+            for event in self._lines() if kind == "jsonl" else self._published(kind):
+                if self.options.duration_s is not None and event.due_s > self.options.duration_s:
+                    return
+                yield event
+        except (OSError, EOFError, zlib.error, csv.Error) as error:
+            raise SettingsError(f"{self.options.file}: cannot be read to its end: {error}") from None
 
     def _published(self, kind: str) -> Iterator[Event]:
         """Arrivals as the file has them; ends in between, by a heap, where a latency is known."""

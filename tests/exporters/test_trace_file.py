@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,20 @@ async def test_what_is_no_trace_is_named(
     """A foreign header and missing or wrong options raise, with what is needed."""
     with pytest.raises(SettingsError, match=match):
         await _replay(settings, deployment, file=_file(tmp_path, name, text), **given)
+
+
+async def test_a_file_that_breaks_off_is_named(settings: Settings, deployment: Deployment, tmp_path: Path) -> None:
+    """What a download left of a compressed trace, and a cell without end: rows before it are sent."""
+    path = tmp_path / "conv.csv.gz"
+    lines = "".join(f"2023-11-16 18:17:03.{i:06d},{i},{i * 7919 % 997}\n" for i in range(20_000))
+    whole = gzip.compress(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{lines}".encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SettingsError, match=r"conv\.csv\.gz: cannot be read to its end"):
+        await _replay(settings, deployment, file=path, pool="chat", speed=FAST)
+    assert rows()
+    path = _file(tmp_path, "chunk-1-trace.csv", f'0,1,1,Gamma,1,1\n600,"{"1" * 200_000}",1,Gamma,1,1\n')
+    with pytest.raises(SettingsError, match="cannot be read to its end"):
+        await _replay(settings, deployment, file=path, pool="chat", speed=FAST)
 
 
 def test_a_missing_file_is_named() -> None:
