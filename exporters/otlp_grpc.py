@@ -78,7 +78,8 @@ class OtlpGrpc:
     async def _export(self, body: bytes, context: Any) -> ExportTraceServiceResponse:
         metadata = {str(k).lower(): str(v) for k, v in context.invocation_metadata() or () if isinstance(v, str)}
         intake = self.intake
-        client = intake.clients.name(metadata.get("authorization", ""), _certificate(context), context.peer())
+        address = context.peer().rpartition(":")[0]  # without the port: a new connection is no new client
+        client = intake.clients.name(metadata.get("authorization", ""), _certificate(context), address)
         if client is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "send metadata authorization: Bearer <token>")
         began = time.monotonic()

@@ -108,6 +108,15 @@ async def test_an_answer_waits_for_the_broker(opened: Opened) -> None:  # noqa: 
         await exported
 
 
+async def test_a_new_connection_is_no_new_client(opened: Opened) -> None:  # noqa: F811
+    """Without tokens a client is its address, so that connecting again does not get round its rate."""
+    async with opened(grpc_port=0, rows_per_s_max=1e6) as client:
+        for _ in range(2):
+            async with stub(client) as sender:
+                await sender.Export(request("vllm", 1))
+        assert len(client.intake.limits._buckets) == 1
+
+
 async def test_a_port_that_is_taken_is_named(settings: Settings, deployment: Deployment) -> None:
     """With its variable."""
     async with serving(settings, deployment, grpc_port=0) as client:
