@@ -24,6 +24,12 @@ from schemas.signals import INTERFERENCE_WINDOWS
 
 TOKENS_MIN, STEPS_MIN, COVERED_S_MIN = 60.0, 20.0, 4.0
 """A window that says less is not learned from or judged."""
+LOAD_MAX = {
+    "running": 1e5, "kv_tokens": 1e9, "prefill_step": 1e6, "preemptions_per_s": 1e5, "accepted": 1e3, "tpot_s": 1e4,
+}  # fmt: skip
+"""A window with a load beyond is not one of an engine: one such would spoil its replica's and its pool's fit for good."""
+LN_MAX = 50.0
+"""Largest logarithm that is told as a multiple or a time: beyond, a number would leave what records can hold."""
 KEEP_S = 6 * 3600
 """Replicas and neighbours that were not seen for so long are forgotten."""
 SLOW = math.log(1.10)
@@ -116,7 +122,7 @@ class Interference:
             restarted = np.array([taken[i].restarted for i in group], bool)
             bank.restart(at[restarted])
             judged[j] = (bank, at, bank.step(start_s, at, y[group], phi[group], u))
-        self._siblings(start_s, taken, groups, judged, y)
+        self._siblings(start_s, taken, groups, judged, y, limits.pools_max)
         for j, group in groups.items():
             self._rows(taken, group, y, *judged[j], rows)
         return _by_pool(rows, taken)
@@ -210,6 +216,7 @@ class Interference:
         groups: dict[int, list[int]],
         judged: dict[int, tuple[Bank, np.ndarray, Judged]],
         y: np.ndarray,
+        pools_max: int,
     ) -> None:
         """Compares every replica with what its siblings need when alone, and notes who was slow."""
         where = {i: (j, row) for j, group in groups.items() for row, i in enumerate(group)}
@@ -219,7 +226,12 @@ class Interference:
         gaps = np.full(len(taken), np.nan)
         for name, members in pools.items():
             spots = [where[i] for i in members]
-            alone = self.alone.setdefault(name, Alone())
+            alone = self.alone.get(name)
+            if alone is None:
+                if len(self.alone) >= pools_max:
+                    self._count("overflow_pools_total")
+                    continue
+                alone = self.alone[name] = Alone()
             phi = np.array([judged[j][2].phi[row] for j, row in spots])
             free = np.array([judged[j][2].free[row] for j, row in spots])
             explained = np.array([judged[j][2].full[row] for j, row in spots])
@@ -241,7 +253,8 @@ class Interference:
     ) -> None:
         victims = _BITS[bank.number("hits")[at].astype(np.int64)] >= OF_SIX
         slow = _BITS[bank.number("slow")[at].astype(np.int64)] >= OF_SIX
-        unexplained = np.exp(np.maximum(bank.number("level") + bank.number("silent"), bank.number("gap"))[at])
+        beyond = np.maximum(bank.number("level") + bank.number("silent"), bank.number("gap"))[at]
+        unexplained = np.exp(np.minimum(beyond, LN_MAX))
         updates = bank.number("updates")[at]
         for k, i in enumerate(group):
             item = taken[i]
@@ -249,7 +262,7 @@ class Interference:
                 continue
             known = updates[k] > LEARNED and not math.isnan(judged.severity[k])
             ends = judged.severity[k] + INTERVAL * judged.sd[k] * np.array([0.0, -1.0, 1.0])
-            ratio, low, high = np.exp(np.maximum(ends, 0.0)).tolist() if known else (math.nan,) * 3
+            ratio, low, high = np.exp(np.clip(ends, 0.0, LN_MAX)).tolist() if known else (math.nan,) * 3
             row = {
                 "replica": item.replica,
                 "node": item.node,
@@ -259,13 +272,13 @@ class Interference:
                 "slowdown": ratio,
                 "slowdown_low": low,
                 "slowdown_high": high,
-                "agreed": math.exp(judged.agreed[k]) if known else math.nan,
+                "agreed": math.exp(min(judged.agreed[k], LN_MAX)) if known else math.nan,
                 "pressure": math.nan,
                 "graded": int(all(n.graded for n in item.neighbours)) if item.neighbours else None,
                 "unexplained": float(unexplained[k]) if slow[k] else math.nan,
                 "windows": int(updates[k]),
                 "tpot_s": math.exp(y[i]),
-                "expected_tpot_s": math.exp(judged.own[k]) if known else math.nan,
+                "expected_tpot_s": math.exp(min(judged.own[k], LN_MAX)) if known else math.nan,
             }
             blame = bank.slot("blame")[at[k]]
             if victims[k] and blame.max(initial=0.0) > 0:
@@ -346,7 +359,15 @@ def _loads(taken: list[Observed]) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(np.isnan(load["steps"]), load["tokens"] / per_step, load["steps"])
         load["prefill_step"] = np.where(steps > 0, load["prefill_tokens"] / steps, np.nan)
-        usable = (load["tokens"] >= TOKENS_MIN) & (steps >= STEPS_MIN) & (load["covered_s"] >= COVERED_S_MIN)
+        wild = np.array([load[name] > most for name, most in LOAD_MAX.items()])
+        for name, beyond in zip(LOAD_MAX, wild, strict=True):
+            load[name] = np.where(beyond, np.nan, load[name])
+        usable = (
+            ~wild.any(axis=0)
+            & (load["tokens"] >= TOKENS_MIN)
+            & (steps >= STEPS_MIN)
+            & (load["covered_s"] >= COVERED_S_MIN)
+        )
         y = np.where(usable & (load["tpot_s"] > 0), np.log(load["tpot_s"]), np.nan)
     return y, features(load)
 

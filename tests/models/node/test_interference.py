@@ -379,3 +379,26 @@ def test_nothing_is_judged_before_it_is_learned() -> None:
     story, model = Story(14), Interference()
     out = rows(run(model, [[story.window()] for _ in range(LEARNED)]))
     assert all(math.isnan(row["slowdown"]) and row["victim"] == 0 for row in out)
+
+
+@pytest.mark.parametrize("name", ["running", "kv_tokens", "prefill_tokens", "preemptions_per_s", "accepted", "tpot_s"])
+@pytest.mark.parametrize("value", [1e12, 1e60, 1e300])
+def test_a_load_that_no_engine_has_spoils_nothing(name: str, value: float) -> None:
+    """One such window is not learned from: what is said before and after is as if it had not told of itself."""
+    said = []
+    for changes in ({name: value}, {"tokens": 0.0}):
+        model, story = Interference(), Story(7)
+        run(model, [[story.window()] for _ in range(90)])
+        run(model, [[story.window(**changes)]], 90)
+        said.append(rows(run(model, [[story.window()] for _ in range(5)], 91)))
+    assert repr(said[0]) == repr(said[1])
+    assert all(math.isfinite(row["slowdown"]) for row in said[0])
+
+
+def test_kinds_of_gpu_are_bounded() -> None:
+    """A pool that names another GPU type each window cannot fill the memory: what finds no room is counted."""
+    model, limits = Interference(), LIMITS.model_copy(update={"pools_max": 3})
+    for t in range(9):
+        model.step(START_S + 10.0 * t, [observed(0, 0.02, hardware=f"H{t}")], limits)
+    assert len(model.alone) == 3
+    assert model.counters == {"overflow_pools_total": 6}
