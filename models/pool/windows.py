@@ -349,6 +349,9 @@ class Windows:
         for detail in (self.rows, self.hists, self.gpus, self.suspects):
             for start in sorted(detail)[:-DETAIL]:
                 del detail[start]
+        for present in (self.gpus, self.suspects):  # no word that all is well comes of what is no longer there
+            for start in [start for start in present if start < now_s - DETAIL * SIZE_S]:
+                del present[start]
         return early
 
     def _drop(self, start: int) -> None:

@@ -55,9 +55,10 @@ def _prices(pool: Pool) -> dict[str, Found]:
 
 def _gpus(pool: Pool, context: Context) -> dict[FindingKind, dict[str, Found]]:
     windows = pool.windows.gpus
-    newest = windows[max(windows)].values() if windows else ()
+    # by source: one that lags takes nothing back
+    newest = {source: entry for start in sorted(windows) for source, entry in windows[start].items()}
     fallback = "" if context.spec is None else context.spec.gpu_type
-    return gpus.found([entry[3] for entry in newest], context.prices, fallback, served=True)
+    return gpus.found([entry[3] for entry in newest.values()], context.prices, fallback, served=True)
 
 
 def _stale(pool: Pool, context: Context) -> dict[str, Found]:

@@ -27,10 +27,12 @@ VICTIM = {"replica": "r0", "node": "n0", "victim": 1, "antagonist": "noisy", "an
 VICTIM |= {"slowdown": 1.25, "slowdown_low": 1.2, "slowdown_high": 1.3, "pressure": 0.6, "graded": 1}
 
 
-def window(kind: Columns, second: float, start_s: int, version: int, rows: list[Row], pool: str = "chat") -> LogRecord:
-    """A closed window of node.samples/0."""
+def window(
+    kind: Columns, second: float, start_s: int, version: int, rows: list[Row], pool: str = "chat", partition: int = 0
+) -> LogRecord:
+    """A closed window of a partition of node.samples."""
     data = {name: [row.get(name) for row in rows] for name in kind.columns}
-    meta = WindowName(pool, "node.samples/0", start_s, version, second, True).meta()
+    meta = WindowName(pool, f"node.samples/{partition}", start_s, version, second, True).meta()
     return at(second, kind.type, kind.encode(data, meta), pool, CONTENT_ARROW)
 
 
@@ -210,6 +212,31 @@ def test_faults_of_a_gpu(kind: str, fault: Row, usd: float | None, words: str) -
     assert words in first["text"]
 
 
+@pytest.mark.parametrize("fault", [{"status": "lost"}, {"xid": 79}, {"mem_gone_bytes": 2e10}])
+def test_faults_of_gpus_that_left_the_pool_are_over(fault: Row) -> None:
+    """When the pool's last GPU is given back no window of it comes any more: that ends what was said of it."""
+    world = World()
+    world.gpus = during(4, 10, [{**GPU, **fault}], [])
+    kind = {"status": "gpu_lost", "xid": "gpu_errors", "mem_gone_bytes": "memory_held"}[next(iter(fault))]
+    story(world.said(100, kind))
+
+
+def test_a_source_that_lags_takes_nothing_back() -> None:
+    """A lost GPU stays one finding while the windows of another partition's nodes come sooner than its own."""
+    world = World()
+    world.gpus = lambda k: [{**GPU, "node": "n1"}]
+    records = world.records(20)
+    for k in range(18):
+        start = T0 + 10 * k
+        lost = [{**GPU, "status": "lost"}]
+        second = start + (12.3 if k % 2 else 18.3)
+        records.append(window(GPU_WINDOWS, second, start, k + 1, lost, partition=1))
+    records.sort(key=lambda record: record.at_ms)
+    out = pool_fold().apply([record._replace(offset=offset) for offset, record in enumerate(records)])
+    said = [json.loads(result.value) for result in out if result.topic == "findings"]
+    assert [row["open"] for row in said if row["finding"] == "gpu_lost"] == [True]
+
+
 def test_memory_held_on_a_gpu_that_serves_nobody() -> None:
     """A GPU that serves no pool cannot be given to one while dead processes hold it: all of it is lost."""
     world = World()
@@ -311,6 +338,14 @@ def test_slowness_without_a_cause_is_blamed_on_nobody() -> None:
     first = story(world.said(40, "slow_replica"))
     assert first["text"] == "r0 takes 1.30 x the time per token that its load explains; no neighbour explains it"
     assert world.said(40, "interference") == []
+
+
+def test_slowness_that_ends_without_another_word_is_over() -> None:
+    """A well replica without neighbours has no row: silence ends what was said of it."""
+    world = World()
+    odd = {**VICTIM, "victim": 0, "antagonist": None, "slowdown": None, "unexplained": 1.3}
+    world.victims = during(4, 20, [odd], [])
+    story(world.said(40, "slow_replica"))
 
 
 def test_requests_that_only_the_wrong_reporter_tells_of() -> None:
