@@ -27,6 +27,7 @@ from exporters.intake_sink import NotStored, Sink
 from exporters.otlp_grpc import OtlpGrpc
 from exporters.rows import Split
 from exporters.tail import Tail
+from schemas.base import MS_LIMIT_S
 from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import InvalidRecord, SettingsError
@@ -75,7 +76,8 @@ class Intake:
 
     def _fleet_s(self, wall_s: float) -> float:
         # at speed 1 they are the same, and spans need not be rounded to ms
-        return wall_s if self.edge.deployment.speed == 1 else self.edge.fleet_s(wall_s)
+        # and what is too great for a time in s is refused by its column as it is
+        return wall_s if self.edge.deployment.speed == 1 or wall_s >= MS_LIMIT_S else self.edge.fleet_s(wall_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then what was taken is sent."""

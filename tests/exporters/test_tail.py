@@ -221,6 +221,18 @@ async def test_a_file_that_cannot_be_read_keeps_none_back(
     assert ids() == ["rid-2"]
 
 
+async def test_a_time_that_is_none_costs_its_line_at_any_speed(
+    settings: Settings, deployment: Deployment, tmp_path: Path
+) -> None:
+    """Also where fleet time is not wall time, and the number too great for any."""
+    options = IntakeOptions.of(tail_dir=tmp_path, tail_pool="chat", coalesce_s=0)
+    tail = Intake(settings, deployment.model_copy(update={"speed": 2.0}), options).tail
+    assert tail is not None
+    append(tmp_path, 7, line(1, request_received_ts=1e306, request_finished_ts=1.5e306), line(2))
+    await tail.step()
+    assert ids() == ["rid-2"]
+
+
 async def test_many_lines_come_in_pieces(settings: Settings, follow: Callable[..., Tail], tmp_path: Path) -> None:
     """A file longer than a chunk is read whole, every request once."""
     append(tmp_path, 7, *(line(i) for i in range(3000)))
