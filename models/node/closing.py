@@ -90,7 +90,7 @@ def _added(rows: np.ndarray, values: np.ndarray, size: int) -> tuple[np.ndarray,
 
 def _share(replica: int, uses: list[Use], gpu: int, holdings: Holdings, sm: dict[tuple[int, str], float]) -> float:
     """Share of a GPU's power that is a replica's: all of it where it is alone; of a shared GPU by the SM time of the
-    processes where that is known of all who share it, else by the share that is billed."""
+    processes where that is known of all who share it, else by the share that is billed; never more than all."""
     billed: dict[int, float] = {}
     for use in uses:
         billed[use.replica] = use.share  # by time: its latest
@@ -100,7 +100,7 @@ def _share(replica: int, uses: list[Use], gpu: int, holdings: Holdings, sm: dict
     total = sum(known)
     if total > 0:  # not NaN
         return known[list(billed).index(replica)] / total if replica in billed else 0.0
-    return billed.get(replica, 0.0)
+    return billed.get(replica, 0.0) / max(1.0, sum(billed.values()))
 
 
 def observed(table: EngineTable, holdings: Holdings, near: list[list[Neighbour]]) -> list[Observed]:

@@ -148,7 +148,7 @@ def quantile(row: Grown, q: float) -> tuple[float, float, float]:
     at = int(np.searchsorted(row.counts[:-1], rank * (1 - _ALIKE), side="left"))
     bounds = row.bounds
     if at == len(bounds):
-        last = float(bounds[-1]) if at else 0.0
+        last = float(bounds[-1]) if at else np.nan
         return last, last, np.nan
     high = float(bounds[at])
     low = float(bounds[at - 1]) if at else min(0.0, high)

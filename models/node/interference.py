@@ -27,7 +27,7 @@ TOKENS_MIN, STEPS_MIN, COVERED_S_MIN = 60.0, 20.0, 4.0
 LOAD_MAX = {
     "running": 1e5, "kv_tokens": 1e9, "prefill_step": 1e6, "preemptions_per_s": 1e5, "accepted": 1e3, "tpot_s": 1e4,
 }  # fmt: skip
-"""A window with a load beyond is not one of an engine: one such would spoil its replica's and its pool's fit for good."""
+"""A window with a load beyond is not one of an engine: one such would spoil the fit of its pool for good."""
 LN_MAX = 50.0
 """Largest logarithm that is told as a multiple or a time: beyond, a number would leave what records can hold."""
 KEEP_S = 6 * 3600

@@ -107,6 +107,13 @@ def test_beyond_the_last_bound() -> None:
     assert (got["ttft_s_p99"], got["ttft_s_p99_low"], got["ttft_s_p99_high"]) == (5.0, 5.0, None)
 
 
+def test_without_bounds_no_quantile_is_known() -> None:
+    """A distribution of nothing but its count says how many there were, and not that they took no time."""
+    got = closed(told(row(T0 + 1.0, [0.0]), row(T0 + 9.0, [5.0])))
+    assert got["ttft_s_bins"] == [pytest.approx(5.0)]
+    assert [got[f"ttft_s_p99{end}"] for end in ("", "_low", "_high")] == [None] * 3
+
+
 seconds = st.floats(0.0, 12.0, allow_nan=False)
 
 

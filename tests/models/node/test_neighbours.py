@@ -188,6 +188,12 @@ def test_power_of_a_shared_gpu_is_split() -> None:
     assert alone["a"]["energy_j"] == 4000
 
 
+def test_power_is_not_counted_twice() -> None:
+    """Where shares that are billed add up to more than a GPU, what is drawn is still drawn once."""
+    both = of_gpus([inventory(T0 - 5.0, [replica("a", gpus=[0]), replica("b", gpus=[0])]), *powered(0)])
+    assert [both[name]["energy_j"] for name in "ab"] == [2000, 2000]
+
+
 def test_reading_after_the_end_revises() -> None:
     """A process that is first read after a window has closed speaks for that window too, and it is revised."""
     held = [replica("a", gpus=[0], gpu_share=0.25), replica("b", gpus=[0], gpu_share=0.75)]
