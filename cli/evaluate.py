@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -16,11 +17,6 @@ from schemas.errors import InvalidInput, UnavailableError
 
 app = typer.Typer(no_args_is_help=True, help="Measure the models on generated and recorded worlds.")
 SEEDS_MAX = 1000
-
-
-@app.callback()
-def _group() -> None:
-    """A group even while it has one command."""
 
 
 class Observation(StrEnum):
@@ -61,7 +57,7 @@ def interference(
     """
 
     def work() -> int:
-        generators = _generators()
+        generators = generator("interference_evaluate")
         if real:
             return _real(generators, slowdown, as_json)
         setting = generators.Setting(
@@ -83,18 +79,16 @@ def interference(
     guarded(work)
 
 
-def _generators() -> Any:
-    """The module with the worlds. Raises UnavailableError where the package is not run from a checkout."""
+def generator(name: str) -> Any:
+    """A module of tests/generators. Raises UnavailableError where the package is not run from a checkout."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / "tests" / "generators" / "interference_evaluate.py").is_file():
+    if not (root / "tests" / "generators" / f"{name}.py").is_file():
         raise UnavailableError(
             f"no tests/generators in {root}: evaluation needs a source checkout (pip install -e '.[test]')"
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    from tests.generators import interference_evaluate
-
-    return interference_evaluate
+    return importlib.import_module(f"tests.generators.{name}")
 
 
 def _confounders(text: str, known: tuple[str, ...]) -> tuple[str, ...]:

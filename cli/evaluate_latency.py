@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cli.console import EXIT_FAILED, emit, err, guarded, table
-from cli.evaluate import seeds_of
-from schemas.errors import UnavailableError
+from cli.evaluate import generator, seeds_of
 
 SINGLE_MIN, PAIR_MIN = 0.9, 0.8
 
@@ -40,26 +37,12 @@ def latency(
     """
 
     def work() -> int:
-        found = _runs().evaluate(seeds_of(seeds), pairs, misled, err.print)
+        found = generator("latency_runs").evaluate(seeds_of(seeds), pairs, misled, err.print)
         emit(found, as_json, lambda: _show(found))
         good = (found["single"] or 0.0) >= SINGLE_MIN and (not pairs or (found["pair"] or 0.0) >= PAIR_MIN)
         return 0 if good else EXIT_FAILED
 
     guarded(work)
-
-
-def _runs() -> Any:
-    """The module with the runs. Raises UnavailableError where the package is not run from a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "tests" / "generators" / "latency_runs.py").is_file():
-        raise UnavailableError(
-            f"no tests/generators in {root}: evaluation needs a source checkout (pip install -e '.[test]')"
-        )
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    from tests.generators import latency_runs
-
-    return latency_runs
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ import aiohttp
 
 from executors.target import ActionFailed, NewerInForce, TryAgain
 from schemas.errors import SettingsError
+from streams.settings import is_loopback
 
 ANSWER_BYTES_MAX = 256 * 1024
 DETAIL_MAX = 500
@@ -27,18 +27,9 @@ def checked_url(url: str, what: str) -> str:
         raise SettingsError(f"{what}: {url!r}: no address; write e.g. https://host/path")
     if parts.username or parts.password:
         raise SettingsError(f"{what}: an address must not carry a password: use the secret's own variable")
-    if parts.scheme == "http" and not _loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise SettingsError(f"{what}: {url!r}: use https; plain http is only for loopback addresses")
     return url.rstrip("/")
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def secret(variable: str) -> str:

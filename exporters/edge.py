@@ -17,6 +17,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from schemas.config import Deployment
 from schemas.errors import SettingsError
+from schemas.topics import NODE_SAMPLES
 from streams.deployment import wall_now_ms
 from streams.health import HealthServer
 from streams.producer import EdgeProducer
@@ -185,6 +186,11 @@ class Edge:
         """(seq, `ce_id`) of the next batch: unique for this process."""
         self._seq += 1
         return str(self._seq), f"{self.name}/{self.source}/{self.start_s}/{self._seq}"
+
+    def node_batch(self, node: str) -> tuple[dict[str, str], str]:
+        """(metadata, `ce_id`) of the next batch for node.samples."""
+        seq, id = self.next_batch()
+        return {"node": node, "start_s": self.start_s, "seq": seq, "dropped": self.dropped(NODE_SAMPLES)}, id
 
     def dropped(self, topic: str) -> str:
         """Batches dropped since the start, as batches' metadata says it."""

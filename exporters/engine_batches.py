@@ -52,12 +52,6 @@ class Batches:
             timer.cancel()
         for name, rows in self._rows.pop(node, {}).items():
             kind = self._kinds[name]
-            seq, id = self.edge.next_batch()
-            meta = {
-                "node": node,
-                "start_s": self.edge.start_s,
-                "seq": seq,
-                "dropped": self.edge.dropped(NODE_SAMPLES),
-            }
+            meta, id = self.edge.node_batch(node)
             value = kind.encode_rows(rows, meta)
             self.edge.producer.send(NODE_SAMPLES, node, value, type=kind.type, id=id, content_type=CONTENT_ARROW)

@@ -22,7 +22,7 @@ from exporters.intake_bodies import decompressed
 from exporters.intake_endpoints import LiteLlm, OtlpHttp, OwnRows, Taken
 from exporters.intake_letters import Letters
 from exporters.intake_limits import Limits
-from exporters.intake_options import IntakeOptions, is_loopback
+from exporters.intake_options import IntakeOptions
 from exporters.intake_sink import NotStored, Sink
 from exporters.otlp_grpc import OtlpGrpc
 from exporters.rows import Split
@@ -31,7 +31,7 @@ from schemas.base import MS_LIMIT_S
 from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import InvalidRecord, SettingsError
-from streams.settings import Settings
+from streams.settings import Settings, is_loopback
 
 __all__ = ["PATH", "Intake", "IntakeOptions", "run_intake"]
 

@@ -21,6 +21,7 @@ from schemas.errors import InvalidRecord
 from schemas.log import CONTENT_JSON
 
 CONTENT_PROTOBUF = "application/x-protobuf"
+SPAN = "otlp.span"
 GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 8, 415: 3, 429: 8, 503: 14}
 """HTTP status -> code of google.rpc.Status."""
 
@@ -109,7 +110,7 @@ class OtlpHttp:
         headers = {name.lower(): value for name, value in request.headers.items()}
 
         def taken(body: bytes) -> Taken:
-            return of_spans(read(body, headers))
+            return of_calls(read(body, headers), SPAN)
 
         return taken
 
@@ -132,11 +133,11 @@ class OtlpHttp:
         return web.Response(text=MessageToJson(message), status=status, content_type=CONTENT_JSON, headers=headers)
 
 
-def of_spans(found: Spans) -> Taken:
-    """Spans as what is stored."""
+def of_calls(found: Spans | Payloads, type: str) -> Taken:
+    """Calls as what is stored: an arrival and an end each."""
     return Taken(
         found.batch,
-        "otlp.span",
+        type,
         found,
         refused=len(found.refused),
         skipped=found.skipped,
@@ -158,16 +159,7 @@ class LiteLlm:
         headers = {name.lower(): value for name, value in request.headers.items()}
 
         def taken(body: bytes) -> Taken:
-            found = self.reader.read(body, headers)
-            return Taken(
-                found.batch,
-                "litellm.payload",
-                found,
-                refused=len(found.refused),
-                skipped=found.skipped,
-                letters=found.refused,
-                rows_each=2,
-            )
+            return of_calls(self.reader.read(body, headers), "litellm.payload")
 
         return taken
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from exporters.conventions import CLASS_ATTRIBUTES, CLASS_MAP, REPLICA_ATTRIBUTE
 from exporters.edge import declare, options_of
 from schemas.base import Name
 from schemas.errors import SettingsError
+from streams.settings import is_loopback
 
 TOKEN_LENGTH_MIN = 16
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
@@ -213,13 +213,3 @@ def pairs(items: tuple[str, ...]) -> dict[str, str]:
             raise ValueError(f"{item!r}: write name=name, separated by commas")
         found[left.strip()] = right.strip()
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

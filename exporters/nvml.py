@@ -255,13 +255,7 @@ class NvmlExporter(Collector):
         self._retry_at = time.monotonic() + self._retry_s
 
     def _record(self, kind: Columns, columns: dict[str, list[Any]]) -> tuple[Columns, bytes, str]:
-        seq, id = self.edge.next_batch()
-        meta = {
-            "node": self.options.node,
-            "start_s": self.edge.start_s,
-            "seq": seq,
-            "dropped": self.edge.dropped(NODE_SAMPLES),
-        }
+        meta, id = self.edge.node_batch(self.options.node)
         return kind, kind.encode(columns, meta), id
 
 

@@ -12,7 +12,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from exporters.intake_auth import Certificate
-from exporters.intake_endpoints import of_spans
+from exporters.intake_endpoints import SPAN, of_calls
 from exporters.intake_options import IntakeOptions
 from exporters.intake_sink import NotStored
 from exporters.otlp import OtlpReader
@@ -87,7 +87,7 @@ class OtlpGrpc:
             intake.admit(client)
             intake.decoding += 1
             try:
-                taken = await intake.decoded(lambda: of_spans(self.reader.protobuf(body, metadata)), len(body))
+                taken = await intake.decoded(lambda: of_calls(self.reader.protobuf(body, metadata), SPAN), len(body))
             finally:
                 intake.decoding -= 1
             took_s = time.monotonic() - began

@@ -6,8 +6,6 @@ Rows stay columns all the way: a row of Python objects costs more than everythin
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,19 +22,6 @@ BATCH_BYTES_MAX = 512 * 1024
 SCHEMA_BYTES = 8 * 1024
 """At most what an Arrow stream of these columns takes beside their values."""
 SCHEMA = REQUEST_ROWS.arrow_schema()
-Row = tuple[Any, ...]
-"""Cells in the order of REQUEST_ROWS; None = unknown."""
-
-
-def as_rows(batch: Batch) -> Iterator[Row]:
-    """The rows of a decoded batch."""
-    columns: list[list[Any]] = []
-    for name, column in REQUEST_ROWS.columns.items():
-        if column.type == "text":
-            columns.append(list(batch.text(name)))
-        else:
-            columns.append([None if math.isnan(v) else v for v in batch.numbers[name].tolist()])
-    return zip(*columns, strict=True)
 
 
 def as_arrow(batch: Batch) -> Any:

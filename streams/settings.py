@@ -6,6 +6,7 @@ or by argument; the environment wins.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import ssl
 import warnings
@@ -305,3 +306,13 @@ def settings_table() -> list[tuple[str, str, str]]:
             default = ""
         rows.append((PREFIX + name.upper(), str(default), field.description or ""))
     return rows + [(name, "", text) for name, text in ELSEWHERE.items()]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -23,7 +23,6 @@ FRESH_S = 40.0
 """A window is the present for so long."""
 DROPPED_S = 300.0
 """A loss of telemetry is said for so long after the last."""
-NODES_SAID = 10
 
 
 class Nodes:

@@ -43,6 +43,11 @@ def replica_usd(row: Row, context: Context) -> float | None:
     return None if price is None else float(row[R["gpus"]] * price)
 
 
+def lost_usd(usd: float | None, factor: float) -> float | None:
+    """What is lost an hour of a replica that costs `usd` by being `factor` times as slow, USD; None: unknown."""
+    return None if usd is None else usd * max(0.0, 1 - 1 / max(factor, 1e-9))
+
+
 def idle(pool: Pool, context: Context) -> dict[str, Found]:
     """Replicas that are paid for and have had nothing to do for a minute."""
     rows, found = context.rows(pool), {}
@@ -128,10 +133,8 @@ def spread(pool: Pool, context: Context) -> dict[str, Found]:
     running = _mean(busy, "running_mean")
     if len(rows) < 2 or running is None or running >= COLLAPSED * pool.health.peak:
         return {}
-    rate, capacity = (
-        pool.rate_rps(min(context.now_s, max(pool.windows.request_until.values()))),
-        capacity_rps(pool, spec),
-    )
+    rate = pool.rate_rps(min(context.now_s, max(pool.windows.request_until.values())))
+    capacity = capacity_rps(pool, spec)
     if rate >= SPREAD_LOAD * capacity * len(rows) or (_mean(busy, "waiting_mean") or 0.0) >= WAITING_MIN:
         return {}
     needed = max(1, spec.replicas_min, math.ceil(rate / (FILLED * capacity) + spec.reserve))
@@ -165,7 +168,7 @@ def interference(pool: Pool, context: Context) -> dict[str, Found]:
         if suspect[ANTAGONIST_POOL] and suspect[ANTAGONIST_POOL] != pool.name:
             by += f" of pool {suspect[ANTAGONIST_POOL]}"
         usd = replica_usd(rows[name], context) if name in rows else context.usd_per_replica_hour()
-        lost = None if usd is None or not factor else usd * max(0.0, 1 - 1 / factor)
+        lost = lost_usd(usd, factor) if factor else None
         found[name] = Found(
             f"{name} is slowed by {by}: {_times(suspect)} the time per token that its own load explains{_how(suspect)}",
             factor or 1.0,

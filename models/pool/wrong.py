@@ -98,8 +98,7 @@ def _slow(pool: Pool, context: Context) -> dict[str, Found]:
         text = f"{name} was {factor:.2f} x as slow as its siblings in the last window; its weight is {weight:g}"
         if name in pool.left_out:
             text += "; not rerouted around: no more than a third of a pool is"
-        lost = None if usd is None else usd * max(0.0, 1 - 1 / max(factor, 1e-9))
-        held[name] = Found(text, factor, lost, {"weight": weight})
+        held[name] = Found(text, factor, waste.lost_usd(usd, factor), {"weight": weight})
     return {**_apart(pool, rows, usd), **held}
 
 
@@ -116,7 +115,7 @@ def _apart(pool: Pool, rows: dict[str, Row], usd: float | None) -> dict[str, Fou
             continue
         factor = factors[-1]
         text = f"{name} takes {factor:.2f} x the time per token that its load explains; no neighbour explains it"
-        found[name] = Found(text, factor, None if usd is None else usd * max(0.0, 1 - 1 / max(factor, 1e-9)))
+        found[name] = Found(text, factor, waste.lost_usd(usd, factor))
     return found
 
 

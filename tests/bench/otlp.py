@@ -22,7 +22,7 @@ import psutil
 
 from exporters import edge
 from exporters.intake import Intake
-from exporters.intake_endpoints import CONTENT_PROTOBUF, of_spans
+from exporters.intake_endpoints import CONTENT_PROTOBUF, SPAN, of_calls
 from exporters.intake_options import IntakeOptions
 from exporters.otlp import OtlpReader
 from schemas.config import Deployment
@@ -52,7 +52,7 @@ class Bench:
         gathered = 0
         began = time.process_time()
         for body in sent:
-            taken = of_spans(read(body, {}))
+            taken = of_calls(read(body, {}), SPAN)
             assert taken.batch.rows == 2 * size
             batcher.add(batcher.split(taken.batch))
             gathered += size

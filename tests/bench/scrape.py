@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
 import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,27 +29,14 @@ from schemas.config import Deployment
 from streams.deployment import read_deployment
 from streams.settings import load_settings
 from streams.topics import partition_counts
+from tests.recorded import scrapes
 
 WARM_S = 8.0
 
 
-def pages(folder: Path) -> Iterator[bytes]:
-    """The pages of a recorded run, in order."""
-    lines: list[str] = []
-    with gzip.open(folder / "scrapes.jsonl.gz", "rt", encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            if "error" in record:
-                continue
-            if "text" in record:
-                lines = record["text"].split("\n")
-            for number, value in record.get("v", []):
-                lines[number] = lines[number].rpartition(" ")[0] + " " + str(value)
-            yield "\n".join(lines).encode()
-
-
 def serve(count: int, folder: Path, told: Connection) -> None:
     """Serves `count` targets, a port each, until it is ended."""
-    found = list(pages(folder))
+    found = [page.encode() for _, page in scrapes(folder) if page is not None]
 
     async def main() -> None:
         ports = []

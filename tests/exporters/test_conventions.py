@@ -12,9 +12,9 @@ from exporters.conventions import is_content
 from exporters.conventions_rows import Mapper, batch_of, status_of
 from exporters.intake_options import IntakeOptions
 from exporters.otlp import OtlpReader, Spans
-from exporters.rows import as_rows
 from schemas.errors import SettingsError
 from schemas.requests import REQUEST_ROWS
+from tests.exporters.cells import as_rows
 from tests.exporters.otlp_examples import CLIENT, EXAMPLES, SERVER, START_S, add_span, empty, request
 
 Named = dict[str, Any]

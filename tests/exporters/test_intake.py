@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from exporters.edge import Edge
 from exporters.intake import PATH, Intake, IntakeOptions
-from exporters.rows import BATCH_BYTES_MAX, RowBatcher, as_rows, partitions_of
+from exporters.rows import BATCH_BYTES_MAX, RowBatcher, partitions_of
 from schemas.columns import Batch
 from schemas.config import Deployment
 from schemas.errors import SettingsError
@@ -28,6 +28,7 @@ from schemas.requests import REQUEST_ROWS
 from schemas.topics import REQUEST_TRACES
 from streams.clients import partition_of
 from streams.settings import Settings
+from tests.exporters.cells import as_rows
 from tests.exporters.conftest import Producer, until
 from tests.schemas import examples
 

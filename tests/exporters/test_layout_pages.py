@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from exporters import pages as pages_module
 from exporters.exposition import PageError, lines_of
 from exporters.pages import PageReader
+from tests.recorded import scrapes
 
 PAGE = """\
 process_start_time_seconds {start}
@@ -114,26 +112,14 @@ def test_odd_values_are_counted_each_time() -> None:
     assert "waiting" not in reader.counts
 
 
-def _scrapes(folder: Path) -> Iterator[bytes]:
-    lines: list[str] = []
-    with gzip.open(folder / "scrapes.jsonl.gz", "rt", encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            if "error" in record:
-                continue
-            if "text" in record:
-                lines = record["text"].split("\n")
-            for number, value in record.get("v", []):
-                lines[number] = lines[number].rpartition(" ")[0] + " " + str(value)
-            yield "\n".join(lines).encode()
-
-
 @pytest.mark.parametrize("run", ["vllm-cpu-run", "vllm-cpu-restart", "vllm-cpu-dp2", "inference-sim-run"])
 def test_a_recorded_run_reads_as_page_by_page(data_dir: Path, run: str) -> None:
     """Each page of a real run gives what a reader gives that has never seen another; few of them are learned."""
     reader = PageReader(verify_s=30, phase=0.1)
     count = 0
-    for count, body in enumerate(_scrapes(data_dir / "engine-metrics" / run), 1):
-        lines = lines_of(body)
+    pages = (page for _, page in scrapes(data_dir / "engine-metrics" / run) if page is not None)
+    for count, page in enumerate(pages, 1):
+        lines = lines_of(page.encode())
         now = count * 10.0
         rows = reader.quick(lines, True) or reader.slow(lines, False, True, now)
         if (layout := reader.to_verify(now)) is not None:

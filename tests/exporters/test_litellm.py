@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from exporters.rows import as_rows
 from schemas.base import decode
 from schemas.deadletters import DeadLetter
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import DEAD_LETTERS, REQUEST_TRACES
+from tests.exporters.cells import as_rows
 from tests.exporters.conftest import Producer
 from tests.exporters.otlp_examples import SECRET, START_S
 from tests.exporters.test_intake import Client, Opened, opened  # noqa: F401 - a fixture

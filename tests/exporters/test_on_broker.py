@@ -17,7 +17,6 @@ import pytest
 
 from exporters import edge
 from exporters.intake import PATH, Intake, IntakeOptions
-from exporters.rows import as_rows
 from exporters.trace_file import TraceFileOptions, run_trace_file
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import REQUEST_TRACES
@@ -27,6 +26,7 @@ from streams.deployment import ensure_deployment
 from streams.producer import EdgeProducer
 from streams.reader import header, read_to_end
 from streams.settings import Settings, load_settings
+from tests.exporters.cells import as_rows
 from tests.exporters.otlp_examples import request
 from tests.exporters.test_intake import example
 from tests.exporters.test_trace_file import AZURE

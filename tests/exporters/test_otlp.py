@@ -16,11 +16,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from exporters.rows import as_rows
 from schemas.base import decode
 from schemas.deadletters import DeadLetter
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import DEAD_LETTERS, REQUEST_TRACES
+from tests.exporters.cells import as_rows
 from tests.exporters.conftest import Producer, until
 from tests.exporters.otlp_examples import CLIENT, EXAMPLES, SECRET, add_span, as_json, empty, request
 from tests.exporters.test_intake import TOKEN, Client, Opened, errors, opened  # noqa: F401 - a fixture

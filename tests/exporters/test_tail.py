@@ -14,7 +14,6 @@ import exporters.tail as tail_module
 from exporters.intake import Intake
 from exporters.intake_options import IntakeOptions
 from exporters.intake_sink import NotStored
-from exporters.rows import as_rows
 from exporters.tail import LINE_BYTES_MAX, STATE_FILE, Tail
 from schemas.base import decode
 from schemas.config import Deployment
@@ -23,6 +22,7 @@ from schemas.errors import SettingsError
 from schemas.requests import REQUEST_ROWS
 from schemas.topics import DEAD_LETTERS, REQUEST_TRACES
 from streams.settings import Settings
+from tests.exporters.cells import as_rows
 from tests.exporters.conftest import Producer
 from tests.exporters.otlp_examples import SECRET, START_S
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from exporters import edge
-from exporters.rows import as_rows
 from exporters.trace_file import Replayed, TraceFileOptions, run_trace_file
 from schemas.config import Deployment
 from schemas.errors import SettingsError
 from schemas.requests import REQUEST_ROWS
 from streams.settings import Settings
+from tests.exporters.cells import as_rows
 from tests.exporters.conftest import Producer, until
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

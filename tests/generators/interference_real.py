@@ -11,8 +11,6 @@ the recorded time per token is multiplied by what it would have cost.
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import re
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 
 from tests.generators.interference import WINDOW_S, Windows
 from tests.generators.interference_load import autoregressive, spells
+from tests.recorded import scrapes
 
 BURST_KV_TOKENS = 700e3
 """KV cache of Llama-3.2-1B on 24 GiB; the logs give per cent of it."""
@@ -63,22 +62,17 @@ def burst(folder: Path) -> dict[str, np.ndarray]:
 
 def vllm_cpu(folder: Path) -> dict[str, np.ndarray]:
     """Loads [windows] of 2 s, from one scrape a second."""
-    lines: list[str] = []
-    scrapes = []
-    for text in gzip.decompress((folder / "scrapes.jsonl.gz").read_bytes()).splitlines():
-        item = json.loads(text)
-        if "text" in item:
-            lines = item["text"].split("\n")
-        for number, value in item.get("v", []):
-            lines[number] = f"{lines[number].rpartition(' ')[0]} {value}"
-        found = {m[1]: float(m[2]) for m in map(_SERIES.match, lines) if m}
-        scrapes.append([item["t"], *(found[name] for name in _VLLM.values())])
-    at = dict(zip(("t", *_VLLM), np.array(scrapes)[::2].T, strict=True))
+    read = []
+    for at_s, page in scrapes(folder):
+        if page is not None:
+            found = {m[1]: float(m[2]) for m in map(_SERIES.match, page.split("\n")) if m}
+            read.append([at_s, *(found[name] for name in _VLLM.values())])
+    at = dict(zip(("t", *_VLLM), np.array(read)[::2].T, strict=True))
     grown = {name: np.diff(values) for name, values in at.items()}
     stretch = WINDOW_S / grown["t"]
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = grown["itl_s"] / grown["itl"]
-    both = np.array(scrapes).T
+    both = np.array(read).T
     running, kv = (_pairs(both[1 + list(_VLLM).index(name)], len(tpot)) for name in ("running", "kv"))
     return {
         "steps": grown["steps"] * stretch,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from exporters.adapters.base import Chosen
 from exporters.exposition import lines_of
@@ -97,22 +95,3 @@ def without(text: str, gone: Callable[[str], bool]) -> str:
         return found is None or not gone(found[0])
 
     return "\n".join(filter(stays, text.split("\n")))
-
-
-def scrapes(folder: Path) -> Iterator[tuple[float, str | None]]:
-    """(Unix s, page) of a recorded run, once a second; None where the scrape failed."""
-    lines: list[str] = []
-    with gzip.open(folder / "scrapes.jsonl.gz", "rt", encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            yield record["t"], _page(record, lines)
-
-
-def _page(record: dict[str, Any], lines: list[str]) -> str | None:
-    """The page of one record; `lines` are those of the last one that answered, and are changed."""
-    if "error" in record:
-        return None
-    if "text" in record:
-        lines[:] = record["text"].split("\n")
-    for number, value in record.get("v", []):
-        lines[number] = f"{lines[number].rpartition(' ')[0]} {value}"
-    return "\n".join(lines)

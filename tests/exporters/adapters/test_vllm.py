@@ -13,7 +13,8 @@ from exporters.adapters import choose
 from exporters.adapters.base import Chosen
 from exporters.planned import Read, together
 from schemas.node import ENGINE_HISTOGRAMS, ENGINE_SAMPLES
-from tests.exporters.adapters.pages import Plain, known, read, scrapes, text_of
+from tests.exporters.adapters.pages import Plain, known, read, text_of
+from tests.recorded import scrapes
 
 TIMES = {
     "ttft": "vllm:time_to_first_token_seconds",

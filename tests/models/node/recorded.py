@@ -22,9 +22,9 @@ from models.windows import WINDOW_S
 from schemas.log import LogRecord
 from schemas.node import ENGINE_HISTOGRAMS
 from schemas.signals import ENGINE_WINDOWS
-from tests.exporters.adapters.pages import scrapes
 from tests.models.law import log, run, tick
 from tests.models.node.logs import batch, engine, final, fold, inventory, replica
+from tests.recorded import scrapes
 
 HISTOGRAM_S = 5.0
 """How often the exporter reads distributions."""
