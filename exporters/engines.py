@@ -22,7 +22,6 @@ import structlog
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from exporters.adapters.tables import slug
 from exporters.discovery import Discovery
 from exporters.edge import Edge
 from exporters.engine_batches import Batches
@@ -309,4 +308,4 @@ def _verified(reader: PageReader, layout: Layout, asked: asyncio.Future[bool]) -
 
 
 def _replica(name: str, key: str) -> str:
-    return f"{name}:{slug(key)}"[:200] if key else name
+    return f"{name}:{key}"[:200] if key else name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from exporters.adapters.base import Adapter, Chosen, Page, Reduce, RowPlan, Series, number
-from exporters.adapters.tables import Table, Where, counter, label, text
+from exporters.adapters.tables import Table, Where, counter, label, slug, text
 
 TABLE = Table(
     sums={
@@ -88,7 +88,7 @@ def _row(page: Page, chosen: Chosen, engine: str, engines: int) -> RowPlan:
     of_engine = [i for i, one in enumerate(page.series) if one.name in MARKS and mine(one.labels)]
     return RowPlan(
         columns,
-        key=engine,
+        key=slug(engine),
         texts=text(label(page, ("model_name",), of_engine)),
         fixed=_capacity(page, mine, engines),
         histograms=histograms,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from exporters.adapters import choose
-from exporters.adapters.base import Chosen
+from exporters.adapters.base import Chosen, Series
+from exporters.adapters.vllm import Vllm
 from exporters.planned import Read, together
 from schemas.node import ENGINE_HISTOGRAMS, ENGINE_SAMPLES
 from tests.exporters.adapters.pages import Plain, known, read, text_of
@@ -288,3 +289,9 @@ def test_together_with_an_unknown_part_is_unknown() -> None:
     """The sum of a known and an unknown counter is unknown."""
     rows = read('vllm:generation_tokens_total{engine="0"} 5\nvllm:num_requests_running{engine="1"} 1\n')
     assert "generation_tokens" not in known(together(rows))
+
+
+def test_an_engines_label_becomes_part_of_a_name() -> None:
+    """What the label says is told apart without what a replica's name may not have."""
+    series = [Series("vllm:num_requests_running", {"engine": engine}) for engine in ("0", "a/b", "/")]
+    assert [plan.key for plan in Vllm().plan(series, Chosen())] == ["0", "a-b", ""]
