@@ -44,9 +44,9 @@ class Limits:
         return min(self.rows_per_s * BURST_S, level + (now_s - at_s) * self.rows_per_s)
 
     def _key(self, client: str, now_s: float) -> str:
-        if client in self._buckets or len(self._buckets) < self.clients_max:
+        if client in self._buckets or len(self._buckets) - (_SHARED in self._buckets) < self.clients_max:
             return client
-        idle = next(iter(self._buckets))
+        idle = next(key for key in self._buckets if key != _SHARED)
         if self._level(idle, now_s) >= self.rows_per_s * BURST_S:
             del self._buckets[idle]
             return client

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exporters.intake_limits import BURST_S, Limits
@@ -40,6 +40,7 @@ def test_without_a_limit_nothing_is_kept() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 20)), max_size=200))
+@example([(0, 0), (1, 0), (2, 0), (3, 0), (4, 6), (5, 0), (6, 0), (7, 0), (8, 0)])  # the shared bucket is idle as well
 def test_the_table_is_bounded(sent: list[tuple[int, float]]) -> None:
     """However many clients come, their table holds its bound and the shared bucket; idle ones make room."""
     limits, now = Limits(1.0, 3), 0.0
